@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All networks: `create_model` builds one, `list_models` names them."""
+
+from gluon_resnet.models.catalog import CATALOG, ModelSpec, list_models, model_spec
+from gluon_resnet.models.complexity import Complexity, complexity
+from gluon_resnet.models.create import create_model
+from gluon_resnet.models.features import extract_feat
+from gluon_resnet.models.regularisers import set_drop_block
+
+__all__ = [
+    "CATALOG",
+    "Complexity",
+    "ModelSpec",
+    "complexity",
+    "create_model",
+    "extract_feat",
+    "list_models",
+    "model_spec",
+    "set_drop_block",
+]

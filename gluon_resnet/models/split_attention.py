@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Split attention, the layer that makes a ResNeSt.
+
+Zhang et al., "ResNeSt: Split-Attention Networks", arXiv:2004.08955, section 3.
+"""
+
+from collections.abc import Callable
+
+from mxnet.gluon import HybridBlock
+
+from gluon_resnet.models.layers import conv, relu
+
+
+class SplitAttention(HybridBlock):
+    """3x3 grouped conv, BN, ReLU, then a sum of the radix splits weighted by attention.
+
+    (N, C, H, W) -> (N, C, H, W). The convolution's C * radix channels
+    are radix-major: split r holds the channels r * C to (r + 1) * C. The attention logits
+    are cardinal-major: (cardinality, radix, C / cardinality). Both orders are those
+    of the published weights.
+
+    The splits stay separate tensors. Stacking them and reducing over an axis of
+    length `radix`, as the formula reads, costs more than all convolutions together
+    in MXNet, and pooling is linear: the pooled sum is the sum of the pooled.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        norm: Callable,
+        *,
+        radix: int,
+        cardinality: int,
+    ):
+        super().__init__()
+        self.radix, self.cardinality = radix, cardinality
+        width = max(channels * radix // 4, 32)
+        split_channels = channels * radix
+        self.conv = conv(channels, split_channels, 3, groups=cardinality * radix)
+        self.bn = norm(in_channels=split_channels)
+        self.relu = relu()
+        self.fc1 = conv(channels, width, 1, groups=cardinality, bias=True)
+        self.bn1 = norm(in_channels=width)
+        self.relu1 = relu()
+        self.fc2 = conv(width, split_channels, 1, groups=cardinality, bias=True)
+
+    def hybrid_forward(self, F, x):
+        """Map (N, C, H, W) to the attended (N, C, H, W)."""
+        x = self.relu(self.bn(self.conv(x)))
+        splits = list(F.split(x, self.radix)) if self.radix > 1 else [x]
+        pooled = sum(
+            F.Pooling(split, kernel=(1, 1), global_pool=True, pool_type="avg")
+            for split in splits
+        )
+        logits = self.fc2(self.relu1(self.bn1(self.fc1(pooled))))
+        weights = self._attention(F, logits)
+        return sum(F.broadcast_mul(*pair) for pair in zip(splits, weights))
+
+    def _attention(self, F, logits):
+        """Map (N, C * radix, 1, 1) logits to `radix` weights of (N, C, 1, 1)."""
+        if self.radix == 1:
+            return [F.sigmoid(logits)]
+        logits = F.reshape(logits, (0, self.cardinality, self.radix, -1))
+        splits = F.split(F.softmax(logits, axis=2), self.radix, axis=2)
+        return [F.reshape(split, (0, -1, 1, 1)) for split in splits]
