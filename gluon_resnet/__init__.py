@@ -5,28 +5,45 @@ import importlib
 
 from gluon_resnet import _before_mxnet  # noqa: F401  (must come before mxnet)
 
+# Now, not on first use: each function has the name of its module, and importing the
+# module later would put it in the function's place.
+from gluon_resnet.postprocess import load_class_names, postprocess
+from gluon_resnet.preprocess import (
+    Protocol,
+    preprocess,
+    preprocess_batch,
+    read_image,
+    ten_crop,
+)
+
 __version__ = "0.1.0"
 
 # Loaded on first use: `import mxnet` takes seconds, and a process that only decodes
 # images or prints help never needs it.
-_HOMES = {
-    "complexity": "models",
-    "create_model": "models",
-    "extract_feat": "models",
-    "list_models": "models",
-    "model_spec": "models",
-    "set_drop_block": "models",
-    "LoadReport": "weights",
-    "load_weights": "weights",
-    "Protocol": "preprocess",
-    "preprocess": "preprocess",
-    "preprocess_batch": "preprocess",
-    "read_image": "preprocess",
-    "ten_crop": "preprocess",
-    "load_class_names": "postprocess",
-    "postprocess": "postprocess",
+_LAZY = {
+    "classifier": ("Classifier", "inference_model", "init_model"),
+    "models": (
+        "complexity",
+        "create_model",
+        "extract_feat",
+        "list_models",
+        "model_spec",
+        "set_drop_block",
+    ),
+    "weights": ("LoadReport", "list_weights", "load_weights"),
 }
-__all__ = [*_HOMES]  # noqa: PLE0604
+_HOMES = {name: module for module, names in _LAZY.items() for name in names}
+
+__all__ = [
+    "Protocol",
+    "load_class_names",
+    "postprocess",
+    "preprocess",
+    "preprocess_batch",
+    "read_image",
+    "ten_crop",
+    *_HOMES,
+]
 
 
 def __getattr__(name: str):

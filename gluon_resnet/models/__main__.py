@@ -21,10 +21,14 @@ def main(arguments: argparse.Namespace) -> None:
         for row in models + pages:
             print(json.dumps(row))
         return
-    options = {"headers": "keys", "intfmt": ",", "floatfmt": ",.2f"}
-    print(tabulate(models, **options))
-    print()
-    print(tabulate(pages, **options))
+    for rows in (models, pages):
+        shown = [{key: _shown(value) for key, value in row.items()} for row in rows]
+        print(tabulate(shown, headers="keys", disable_numparse=True), end="\n\n")
+
+
+def _shown(value) -> str:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f"{value:,}" if is_number else str(value)
 
 
 def _model_row(name: str) -> dict:

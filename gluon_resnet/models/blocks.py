@@ -187,7 +187,7 @@ def split_attention_bottleneck(
 
 
 def basic_v2(in_channels, channels, stride, parts):
-    """BN, ReLU, 3x3 (stride), BN, ReLU, 3x3; the shortcut leaves after the first ReLU."""
+    """BN, ReLU, 3x3 (stride), BN, ReLU, 3x3; the shortcut forks after the ReLU."""
     body = Chain(
         conv1=conv(in_channels, channels, 3, stride),
         bn2=parts.last_norm(in_channels=channels),

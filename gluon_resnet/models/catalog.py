@@ -36,7 +36,7 @@ class ModelSpec:
     stem: Callable
     block: Callable
     blocks: tuple[int, ...]
-    """Blocks of each stage. The first stage keeps the resolution, the others halve it."""
+    """Blocks of each stage; the first keeps the resolution, the others halve it."""
     channels: tuple[int, ...]
     """Output channels of each stage."""
     preactivated: bool = False

@@ -15,9 +15,9 @@ class SplitAttention(HybridBlock):
     """3x3 grouped conv, BN, ReLU, then a sum of the radix splits weighted by attention.
 
     (N, C, H, W) -> (N, C, H, W). The convolution's C * radix channels
-    are radix-major: split r holds the channels r * C to (r + 1) * C. The attention logits
-    are cardinal-major: (cardinality, radix, C / cardinality). Both orders are those
-    of the published weights.
+    are radix-major: split r holds the channels r * C to (r + 1) * C. The attention
+    logits are cardinal-major: (cardinality, radix, C / cardinality). Both orders are
+    those of the published weights.
 
     The splits stay separate tensors. Stacking them and reducing over an axis of
     length `radix`, as the formula reads, costs more than all convolutions together

@@ -17,7 +17,7 @@ def max_pool() -> nn.MaxPool2D:
 
 
 def imagenet_stem(in_channels: int, norm: Callable) -> Chain:
-    """7x7 stride 2 to 64 channels, BN, ReLU, max-pool: (H, W) / 4 (arXiv:1512.03385)."""
+    """7x7 (stride 2) to 64, BN, ReLU, max-pool: (H, W) / 4 (arXiv:1512.03385)."""
     return Chain(
         conv1=conv(in_channels, 64, 7, 2),
         bn1=norm(in_channels=64),

@@ -13,6 +13,7 @@ import json
 import sys
 from pathlib import Path
 
+import cpu_torchvision  # noqa: F401
 import numpy as np
 import PIL
 import timm

@@ -11,16 +11,10 @@ In an environment of its own:
 import json
 from pathlib import Path
 
+import cpu_torchvision  # noqa: F401
+import timm
 import torch
 from draw import draw_images, draw_tensor, sample
-
-# torchvision's wheel is built for CUDA; beside a CPU torch it lacks these operators.
-for name in ("nms", "qnms"):
-    torch.library.define(
-        f"torchvision::{name}", "(Tensor boxes, Tensor scores, float iou) -> Tensor"
-    )
-
-import timm
 from timm.models.resnest import ResNestBottleneck
 from timm.models.resnet import ResNet
 
@@ -38,7 +32,7 @@ def main() -> None:
 
 
 def imagenet_nets():
-    """All timm nets of the catalog by our name, and the authors' other fast ResNeSts."""
+    """timm's nets by our name, and the authors' other fast ResNeSts."""
     for depth in (18, 34, 50, 101, 152):
         yield f"resnet{depth}_v1b", timm.create_model(f"resnet{depth}")
         for variant in "cds" if depth >= 50 else "d":
@@ -78,7 +72,7 @@ def cifar_nets():
 
 
 def golden(net: torch.nn.Module, image_shape: tuple[int, ...]) -> dict:
-    """Shape and sampled values of the stem, each stage, the pooled vector, the logits."""
+    """Sample the stem, each stage, the pooled vector and the logits."""
     net.load_state_dict(
         {
             key: torch.from_numpy(draw_tensor(key, tuple(value.shape)))

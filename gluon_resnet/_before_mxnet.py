@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must happen before ``import mxnet``; ``gluon_resnet`` imports this first.
+
+Importing the module does it all. It raises ImportError, with the remedy in one line,
+for an installation that MXNet could only answer with a riddle.
+"""
+
+import ctypes
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+# What libmxnet.so of mxnet-cu112 links and NVIDIA's wheels ship, as paths below their
+# common folder. Each finds its own siblings through its RUNPATH.
+CUDA_LIBRARIES = (
+    "cublas/lib/libcublas.so.11",
+    "cuda_nvrtc/lib/libnvrtc.so.11.2",
+    "cuda_runtime/lib/libcudart.so.11.0",
+    "cudnn/lib/libcudnn.so.8",
+    "cufft/lib/libcufft.so.10",
+    "curand/lib/libcurand.so.10",
+    "cusolver/lib/libcusolver.so.11",
+    "nccl/lib/libnccl.so.2",
+    "nvtx/lib/libnvToolsExt.so.1",
+)
+
+
+def check_packages() -> None:
+    """Raise ImportError unless MXNet and a NumPy that it can use are installed."""
+    for package in ("mxnet", "numpy"):
+        # A folder left behind by an uninstall has a specification, but no origin.
+        if getattr(find_spec(package), "origin", None) is None:
+            raise ImportError(
+                f"{package} is not installed: run `pip install -r requirements.txt`"
+            )
+    # Not at the top: a missing NumPy shall get the message above.
+    import numpy
+
+    if int(numpy.__version__.split(".")[0]) >= 2:
+        raise ImportError(
+            f"NumPy {numpy.__version__} is installed, but MXNet needs NumPy 1: "
+            "run `pip install -r requirements.txt`"
+        )
+
+
+def add_numpy_names() -> None:
+    """Give NumPy back ``numpy.bool``, which MXNet uses and NumPy 1.24 dropped."""
+    import numpy
+
+    # Not hasattr: up to NumPy 1.23 asking for the name warns.
+    if "bool" not in vars(numpy):
+        numpy.bool = bool
+
+
+def load_library(path: str, remedy: str) -> None:
+    """Load a shared library for good, or raise ImportError that names the remedy."""
+    try:
+        ctypes.CDLL(path)
+    except OSError as error:
+        raise ImportError(f"MXNet cannot be loaded ({error}): {remedy}") from None
+
+
+def load_system_libraries() -> None:
+    """Check for the libraries that MXNet's wheels for Linux expect of the system."""
+    for name in ("libgomp.so.1", "libquadmath.so.0"):
+        load_library(
+            name,
+            "install GCC's runtime libraries, "
+            "on Debian `apt-get install libgomp1 libquadmath0`",
+        )
+
+
+def load_cuda_libraries() -> None:
+    """Bring NVIDIA's wheels within reach of mxnet-cu112, where that is installed.
+
+    The loader reads LD_LIBRARY_PATH only when the process starts, but it takes a
+    library that is loaded already for any later one that asks for the same name.
+    A wheel that is not installed is left to the system's own CUDA installation.
+    """
+    site_packages = Path(find_spec("mxnet").origin).parents[1]
+    if not any(site_packages.glob("mxnet_cu112-*.dist-info")):
+        return
+    load_library(
+        "libcuda.so.1",
+        "mxnet-cu112 needs NVIDIA's driver; on a machine without a GPU run `pip "
+        "uninstall --yes mxnet-cu112` and `pip install -r requirements.txt`",
+    )
+    nvidia = find_spec("nvidia")
+    folders = nvidia.submodule_search_locations if nvidia else ()
+    for name in CUDA_LIBRARIES:
+        for path in (Path(folder, name) for folder in folders):
+            if path.exists():
+                load_library(
+                    str(path), "run `pip install -r requirements-cu112.txt` again"
+                )
+
+
+check_packages()
+add_numpy_names()
+if sys.platform == "linux":
+    load_system_libraries()
+    load_cuda_libraries()

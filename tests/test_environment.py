@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+import hashlib
+import re
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import numpy
+import pytest
+
+from gluon_resnet import _before_mxnet
+
+ROOT = Path(__file__).parents[1]
+PINNED = re.compile(r"([\w-]+)==[\w.]+(; python_version [<>=]+ \"3\.\d+\")?")
+# The text at https://www.apache.org/licenses/LICENSE-2.0.txt.
+APACHE_2_SHA256 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+
+
+def requirement_lines(name):
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith(("#", "-"))]
+
+
+def package_name(line):
+    return re.match(r"[\w-]+", line).group()
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_every_requirement_is_pinned(name):
+    for line in requirement_lines(name):
+        assert PINNED.fullmatch(line)
+
+
+def test_cuda_requirements_are_pinned_or_constrained_by_the_cpu_ones():
+    assert "-c requirements.txt\n" in (ROOT / "requirements-cu112.txt").read_text()
+    constrained = {package_name(line) for line in requirement_lines("requirements.txt")}
+    unpinned = {
+        package_name(line)
+        for line in requirement_lines("requirements-cu112.txt")
+        if not PINNED.fullmatch(line)
+    }
+    assert unpinned == constrained - {"mxnet"}
+
+
+def test_cuda_requirements_name_a_wheel_for_every_preloaded_library():
+    names = {package_name(line) for line in requirement_lines("requirements-cu112.txt")}
+    folders = {path.split("/")[0] for path in _before_mxnet.CUDA_LIBRARIES}
+    wheels = {f"nvidia-{folder.replace('_', '-')}-cu11" for folder in folders}
+    assert wheels <= names
+
+
+def test_numpy_gets_the_name_that_mxnet_needs(monkeypatch):
+    monkeypatch.delitem(vars(numpy), "bool")
+    _before_mxnet.add_numpy_names()
+    assert vars(numpy)["bool"] is bool
+
+
+def test_numpy_2_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(numpy, "__version__", "2.1.0")
+    with pytest.raises(ImportError) as refusal:
+        _before_mxnet.check_packages()
+    assert str(refusal.value) == (
+        "NumPy 2.1.0 is installed, but MXNet needs NumPy 1: "
+        "run `pip install -r requirements.txt`"
+    )
+
+
+@pytest.mark.parametrize("spec", [None, ModuleSpec("mxnet", None)])
+def test_missing_mxnet_is_told_in_one_line(monkeypatch, spec):
+    monkeypatch.setattr(_before_mxnet, "find_spec", lambda name: spec)
+    with pytest.raises(ImportError) as refusal:
+        _before_mxnet.check_packages()
+    assert str(refusal.value) == (
+        "mxnet is not installed: run `pip install -r requirements.txt`"
+    )
+
+
+def test_missing_library_is_told_with_its_remedy_in_one_line():
+    with pytest.raises(ImportError) as refusal:
+        _before_mxnet.load_library("libabsent.so.1", "install it")
+    assert str(refusal.value) == (
+        "MXNet cannot be loaded (libabsent.so.1: cannot open shared object file: "
+        "No such file or directory): install it"
+    )
+
+
+@pytest.fixture
+def loaded(tmp_path, monkeypatch):
+    """Return what is loaded where MXNet and all of NVIDIA's wheels lie in tmp_path."""
+    for name in _before_mxnet.CUDA_LIBRARIES:
+        path = tmp_path / "nvidia" / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+    mxnet = ModuleSpec("mxnet", None, origin=str(tmp_path / "mxnet" / "__init__.py"))
+    nvidia = ModuleSpec("nvidia", None, is_package=True)
+    nvidia.submodule_search_locations.append(str(tmp_path / "nvidia"))
+    monkeypatch.setattr(
+        _before_mxnet, "find_spec", {"mxnet": mxnet, "nvidia": nvidia}.get
+    )
+    paths = []
+    monkeypatch.setattr(
+        _before_mxnet, "load_library", lambda path, remedy: paths.append(path)
+    )
+    return paths
+
+
+def test_cuda_libraries_are_loaded_for_mxnet_cu112(tmp_path, loaded):
+    (tmp_path / "mxnet_cu112-1.9.1.dist-info").mkdir()
+    _before_mxnet.load_cuda_libraries()
+    wheels = [str(tmp_path / "nvidia" / name) for name in _before_mxnet.CUDA_LIBRARIES]
+    assert loaded == ["libcuda.so.1", *wheels]
+
+
+def test_cuda_libraries_are_left_alone_for_the_cpu_build(tmp_path, loaded):
+    (tmp_path / "mxnet-1.9.1.dist-info").mkdir()
+    _before_mxnet.load_cuda_libraries()
+    assert loaded == []
+
+
+def test_license_is_apache_2():
+    text = (ROOT / "LICENSE").read_bytes()
+    assert hashlib.sha256(text).hexdigest() == APACHE_2_SHA256
