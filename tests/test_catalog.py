@@ -73,13 +73,17 @@ def test_unknown_name_names_the_nearest():
         ({"dropout": 1.0}, r"a drop probability is 1\.0; it must be in \[0, 1\)"),
         (
             {"drop_block": 0.1},
-            r"drop_block is 0\.1 for cifar_resnet20_v1; only ResNeSt has DropBlock; "
-            "leave it 0 or use drop_path",
+            (
+                r"drop_block is 0\.1 for cifar_resnet20_v1; only ResNeSt has "
+                "DropBlock; leave it 0 or use drop_path"
+            ),
         ),
         (
             {"drop_path": [0.1, 0.2]},
-            "drop_path has 2 probabilities; the network has 9 blocks; "
-            "give one number or one per block",
+            (
+                "drop_path has 2 probabilities; the network has 9 blocks; "
+                "give one number or one per block"
+            ),
         ),
     ],
 )

@@ -79,10 +79,8 @@ def test_size_may_be_height_and_width():
 
 
 def test_unknown_convention_is_named():
-    with pytest.raises(
-        InputError,
-        match="^unknown FLOPs convention 'flops'; choose macs, openmmlab, timm-page$",
-    ):
+    message = r"^unknown FLOPs convention 'flops'; choose macs, openmmlab, timm-page$"
+    with pytest.raises(InputError, match=message):
         complexity("resnet18", convention="flops")
 
 

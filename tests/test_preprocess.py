@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from gluon_resnet import preprocess as module
 from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    MAX_PIXELS,
     Protocol,
     preprocess,
     preprocess_batch,
@@ -411,7 +411,7 @@ def test_image_above_the_pixel_limit_is_refused_from_its_header(monkeypatch):
     with pytest.raises(InputError) as error:
         read_image(data)
     assert str(error.value) == (
-        f"image of {len(data)} bytes: 20000 x 20000 are more than {module.MAX_PIXELS} "
+        f"image of {len(data)} bytes: 20000 x 20000 are more than {MAX_PIXELS} "
         "pixels; scale it down first"
     )
 

@@ -4,7 +4,7 @@
 from gluon_resnet.models.catalog import CATALOG, ModelSpec, list_models, model_spec
 from gluon_resnet.models.complexity import Complexity, complexity
 from gluon_resnet.models.create import create_model
-from gluon_resnet.models.features import extract_feat
+from gluon_resnet.models.features import extract_feat, last_map
 from gluon_resnet.models.regularisers import set_drop_block
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "complexity",
     "create_model",
     "extract_feat",
+    "last_map",
     "list_models",
     "model_spec",
     "set_drop_block",

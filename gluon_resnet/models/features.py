@@ -36,3 +36,11 @@ def extract_feat(
             break
         images = maps[name] = layer(images)
     return tuple(maps[available[stage]] for stage in stages)
+
+
+def last_map(net, images: mx.nd.NDArray) -> mx.nd.NDArray:
+    """Return the map (N, C, H, W) that a network's pooling sees."""
+    for name, layer in net._children.items():
+        if name == "pool":
+            return images
+        images = layer(images)

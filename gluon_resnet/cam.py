@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Class activation maps: where in the image the evidence for a class lies.
+
+Zhou et al., "Learning Deep Features for Discriminative Localization",
+arXiv:1512.04150: exact for nets that end in pooling and one linear layer, as all here.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from gluon_resnet.files import replacing
+from gluon_resnet.preprocess import Protocol
+
+
+def class_activation(maps: np.ndarray, class_weights: np.ndarray) -> np.ndarray:
+    """Return the class's evidence at each place, (H, W).
+
+    maps: (C, H, W), what the pooling sees. class_weights: (C,), the class's row of the
+    classifier. The mean over places plus the class's bias is its logit.
+    """
+    return np.tensordot(class_weights, maps, axes=1)
+
+
+def save_overlay(
+    path: Path, image: np.ndarray, activation: np.ndarray, protocol: Protocol
+) -> None:
+    """Write a PNG of the prepared image under its evidence, from blue to red.
+
+    image: float32 (3, H, W) as `preprocess` gives it by `protocol`.
+    activation: (h, w), scaled to its own range; negative evidence counts as none.
+    Raises InputError where `path` cannot be written.
+    """
+    std, mean = (np.reshape(v, (3, 1, 1)) for v in (protocol.std, protocol.mean))
+    pixels = np.clip((image * std + mean) * 255, 0, 255).transpose(1, 2, 0)
+    heat = np.maximum(activation, 0).astype(np.float32)
+    heat = cv2.resize(heat / max(heat.max(), 1e-12), image.shape[:0:-1])
+    colours = cv2.applyColorMap(np.uint8(255 * heat), cv2.COLORMAP_JET)
+    blended = 0.5 * pixels[..., ::-1] + 0.5 * colours  # OpenCV writes BGR
+    with replacing(path) as part:
+        part.write_bytes(cv2.imencode(".png", blended)[1].tobytes())

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network with all that its answers need: weights, pixels and class names."""
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Optional, Union
+
+import mxnet as mx
+import numpy as np
+from mxnet.gluon import HybridBlock
+
+from gluon_resnet import bundled
+from gluon_resnet.errors import InputError
+from gluon_resnet.models import create_model, model_spec
+from gluon_resnet.postprocess import load_class_names, postprocess
+from gluon_resnet.preprocess import ImageSource, Protocol, preprocess
+from gluon_resnet.weights import checkpoint, fetch, load_weights, read_tensors
+
+# The data sets whose class names are known, by their number of classes.
+_DATA_SETS = {1000: "imagenet", 10: "cifar10", 100: "cifar100"}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """`classifier(images)` maps prepared images (N, 3, H, W) to logits (N, C)."""
+
+    name: str
+    """MODEL.TAG of published weights, or MODEL with a file of the user's."""
+    net: HybridBlock
+    protocol: Protocol
+    class_names: tuple[str, ...]
+    ctx: mx.Context
+
+    def __call__(self, images: np.ndarray) -> mx.nd.NDArray:
+        """Return the logits on the network's device."""
+        return self.net(self.to_device(images))
+
+    def to_device(self, images: np.ndarray) -> mx.nd.NDArray:
+        """Copy prepared images to the network's device."""
+        return mx.nd.array(images, ctx=self.ctx)
+
+
+def init_model(
+    name: str,
+    weights: Union[str, Path, None] = None,
+    ctx: Optional[mx.Context] = None,
+    *,
+    accept_licence: bool = False,
+) -> Classifier:
+    """Return a model that is ready to classify.
+
+    name: a model or an alias, or MODEL.TAG for one of its published weights
+    (`list_weights`). Without a tag the model's default weights are taken.
+    weights: a file of the user's own instead, in any format that `load_weights` reads;
+    its classifier decides the number of classes.
+    accept_licence: take weights under a non-commercial licence, too.
+    Raises InputError for an unknown name and for weights that cannot be had or do not
+    fit; no other weights are taken in their place.
+    """
+    ctx = ctx or mx.cpu()
+    if weights is not None:
+        model = model_spec(name).name
+        protocol = checkpoint(model).protocol
+        path, num_classes = Path(weights), _num_classes(Path(weights))
+        class_names = _class_names(_DATA_SETS.get(num_classes), num_classes)
+        name = model
+    elif name.lower() == bundled.NAME:
+        model, protocol = bundled.MODEL, bundled.FASHION_MNIST
+        path, name = bundled.weights(), bundled.NAME
+        class_names = load_class_names("fashion_mnist")
+    else:
+        row = checkpoint(name)
+        model, protocol, name = row.model, row.protocol, row.name
+        path = fetch(row, accept_licence=accept_licence)
+        class_names = _class_names(_DATA_SETS.get(row.num_classes), row.num_classes)
+    net = create_model(model, num_classes=len(class_names), ctx=ctx)
+    load_weights(net, path)
+    net.hybridize(static_alloc=True, static_shape=True)
+    return Classifier(name, net, protocol, class_names, ctx)
+
+
+def inference_model(model: Classifier, img: ImageSource) -> dict:
+    """Classify one image, as OpenMMLab's function of this name does.
+
+    Returns pred_label (int), pred_class (str), pred_score (its probability) and
+    pred_scores (all probabilities, by label).
+    Raises InputError where `img` is not an image that `preprocess` takes.
+    """
+    images = preprocess(img, **asdict(model.protocol))[None]
+    ranked = postprocess(
+        model(images)[0], len(model.class_names), class_names=model.class_names
+    )
+    label, class_name, score = ranked[0]
+    return {
+        "pred_label": label,
+        "pred_class": class_name,
+        "pred_score": score,
+        "pred_scores": [probability for _, _, probability in sorted(ranked)],
+    }
+
+
+def _class_names(data_set: Optional[str], num_classes: int) -> tuple[str, ...]:
+    if data_set is None:
+        return tuple(f"class {label}" for label in range(num_classes))
+    return load_class_names(data_set)
+
+
+def _num_classes(path: Path) -> int:
+    """Return how many classes the classifier in a weights file has."""
+    _, tensors = read_tensors(path)
+    for key, value in tensors.items():
+        if re.search(r"(^|[._])(fc|output|dense0)[._]weight$", key):
+            return len(value)
+    raise InputError(
+        f"{path} has no classifier (fc, output or dense0); give a file of a whole net"
+    )
