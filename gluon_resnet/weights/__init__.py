@@ -1,6 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights from files."""
+"""Weights: published checkpoints, downloads, and files of any layout into a net."""
 
+from gluon_resnet.weights.download import fetch
+from gluon_resnet.weights.formats import read_tensors
 from gluon_resnet.weights.load import LoadReport, load_weights
+from gluon_resnet.weights.published import (
+    DEFAULT_WEIGHTS,
+    Checkpoint,
+    checkpoint,
+    list_weights,
+)
 
-__all__ = ["LoadReport", "load_weights"]
+__all__ = [
+    "DEFAULT_WEIGHTS",
+    "Checkpoint",
+    "LoadReport",
+    "checkpoint",
+    "fetch",
+    "list_weights",
+    "load_weights",
+    "read_tensors",
+]

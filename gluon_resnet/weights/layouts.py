@@ -23,6 +23,9 @@ _POOL_FAMILIES = {"v1d", "resnest"}
 _OPENMMLAB_FAMILIES = {"v1b", "v1c", "v1d", "wide", "cifar", "resnest"}
 _SEQUENTIAL_FAMILIES = {"v1", "v2", "cifar_v1", "cifar_v2"}
 
+_SYMBOL_PREFIX = re.compile(
+    r"^(\w+?_)??(?=((stage|layers|down)\d_)?(conv|batchnorm|dense)\d+_[a-z_]+$)"
+)
 _TORCH_BATCH_NORM = (
     (r"\.gamma$", ".weight"),
     (r"\.beta$", ".bias"),
@@ -99,24 +102,35 @@ def gluon_features(spec: ModelSpec, names: Sequence[str]) -> Keys:
 
 
 def gluon_symbol(spec: ModelSpec, names: Sequence[str]) -> Keys:
-    """Name by creation order, as exported mxnet model_zoo nets and the ONNX zoo do.
+    """Name by creation order, as exported Gluon nets and the ONNX Model Zoo do.
 
-    `conv0_weight`, `stage1_batchnorm2_gamma`, ...: without the network's own prefix
-    (`resnetv17_`), which depends on how many nets the exporting process had made.
+    `conv0_weight`, `stage1_batchnorm2_gamma`, ...: as `bare_symbol` leaves them.
     """
-    if spec.family not in _SEQUENTIAL_FAMILIES:
+    if spec.family in _SEQUENTIAL_FAMILIES:
+        scopes = {"body": "stage", "shortcut": "stage", "preactivation": "stage"}
+    elif spec.family == "cifar":
         return None
-    seen, layers = Counter(), {}
-    keys = {}
+    else:
+        scopes = {"body": "layers", "shortcut": "down"}
+    counts, layers, keys = Counter(), {}, {}
     for name in names:
         layer, _, parameter = name.rpartition(".")
         if layer not in layers:
-            stage = f"{layer.split('.')[0]}_" if layer.startswith("stage") else ""
+            stage = re.match(r"stage(\d)\.\d+\.(\w+)", layer)
+            scope = f"{scopes[stage[2]]}{stage[1]}_" if stage else ""
             kind = _symbol_kind(layer)
-            layers[layer] = f"{stage}{kind}{seen[stage, kind]}"
-            seen[stage, kind] += 1
+            layers[layer] = f"{scope}{kind}{counts[scope, kind]}"
+            counts[scope, kind] += 1
         keys[name] = f"{layers[layer]}_{parameter}"
     return keys
+
+
+def bare_symbol(key: str) -> str:
+    """Drop the network's own prefix (`resnetv17_`, `resnest0_`) of a symbol's key.
+
+    It depends on how many networks the exporting process had made.
+    """
+    return _SYMBOL_PREFIX.sub("", key)
 
 
 LAYOUTS = (
@@ -145,8 +159,8 @@ def _attributes(
 ) -> tuple[Rule, ...]:
     """Rules for nets whose layers are attributes: conv1, bn1, layer1 to 4, fc.
 
-    With average-pool shortcuts the pooling takes position 0 of `downsample`; in stage 1,
-    which has no pooling, most projects put an identity there.
+    With average-pool shortcuts the pooling takes position 0 of `downsample`; in
+    stage 1, which has no pooling, most projects put an identity there.
     """
     if stem is None and spec.family in _DEEP_STEM_FAMILIES:
         stem = (

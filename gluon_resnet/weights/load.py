@@ -2,17 +2,23 @@
 """`load_weights`: any published file into a network of this package."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Union
 
 import mxnet as mx
 import numpy as np
-from mxnet.gluon import HybridBlock
+from mxnet.gluon import HybridBlock, Parameter
 
 from gluon_resnet.errors import InputError
+from gluon_resnet.weights.arrays import dtype_name, float32
 from gluon_resnet.weights.formats import read_tensors
-from gluon_resnet.weights.layouts import LAYOUTS
+from gluon_resnet.weights.layouts import LAYOUTS, bare_symbol
+
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
+_PREFIXES = re.compile(r"^(module\.|_orig_mod\.|arg:|aux:)*")
+_SHOWN = 10  # offenders of a kind in an error; a LoadReport has all
 
 
 @dataclass(frozen=True)
@@ -20,10 +26,14 @@ class LoadReport:
     """What `load_weights` did with a file."""
 
     path: Path
+    format: str
+    """params, safetensors, pth or onnx."""
     layout: str
-    """The naming scheme recognised, a function of `weights.layouts`."""
+    """The naming scheme recognised: a function of `weights.layouts`, or "exported"."""
     loaded: int
     """Tensors copied into the network."""
+    converted: tuple[str, ...] = ()
+    """Dtypes of the file that became float32, such as float16."""
     missing: tuple[str, ...] = ()
     """Keys the network wants and the file has not."""
     unexpected: tuple[str, ...] = ()
@@ -37,19 +47,19 @@ def load_weights(
 ) -> LoadReport:
     """Copy a file's tensors into `net`, which keeps its device; nothing runs.
 
-    The naming scheme is recognised by content. The mapping must be a bijection: nothing
-    missing, nothing left over, all shapes equal. With `strict=False` what fits is
-    loaded and the rest reported.
-    Raises InputError where the file cannot be read, or with `strict`, where the mapping
-    is no bijection: it lists every offending key, and `net` is unchanged.
+    Format and naming scheme are recognised by content. The mapping must be a bijection:
+    nothing missing, nothing left over, all shapes equal. With `strict=False` what fits
+    is loaded and the rest reported. Of a training checkpoint with averaged weights
+    those are taken. Half and double precision becomes float32.
+    Raises InputError where the file cannot be read, where a tensor is not finite or of
+    whole numbers, or with `strict`, where the mapping is no bijection: it lists the
+    offending keys. `net` is unchanged then.
     """
     path = Path(path)
-    tensors = {_bare(key): value for key, value in read_tensors(path).items()}
-    tensors = {
-        k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")
-    }
+    file_format, tensors = read_tensors(path)
+    tensors = _bare(path, tensors)
     parameters = net._collect_params_with_prefix()
-    layout, keys = _recognise(net.spec, list(parameters), tensors)
+    layout, keys = _recognise(net, tensors)
     fitting, missing, wrong_shape = {}, [], []
     for name, parameter in parameters.items():
         key = keys[name]
@@ -59,49 +69,116 @@ def load_weights(
             wrong_shape.append(f"{key}: {tensors[key].shape}, {parameter.shape}")
         else:
             fitting[name] = tensors[key]
+    dtypes = {dtype_name(value) for value in fitting.values()}
     report = LoadReport(
         path,
+        file_format,
         layout,
         len(fitting),
+        tuple(sorted(dtypes - {"float32"})),
         tuple(missing),
         tuple(sorted(tensors.keys() - set(keys.values()))),
         tuple(wrong_shape),
     )
-    if strict:
-        _check(net, report)
-    for name, value in fitting.items():
-        if not np.isfinite(value).all():
-            raise InputError(
-                f"{path}: {keys[name]} holds NaN or infinity; the file is damaged or its "
-                "training had diverged"
-            )
-    for name, value in fitting.items():
-        parameters[name].set_data(mx.nd.array(value, dtype="float32"))
+    _check(net, report, strict)
+    values = {n: _value(path, keys[n], value) for n, value in fitting.items()}
+    _check_input_norm(report, values)
+    for name, value in values.items():
+        _fill(parameters[name], value)
     return report
 
 
-def _bare(key: str) -> str:
-    """Drop what training scripts and exporters put in front of a key."""
-    return re.sub(r"^(module\.|arg:|aux:)*(resnetv\d+_)?", "", key)
+def _bare(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Drop what training scripts and exporters put in front of the keys, and counters.
+
+    `num_batches_tracked` is torch's count of training steps in a BN layer.
+    """
+    bare = {}
+    for key, value in tensors.items():
+        short = bare_symbol(_PREFIXES.sub("", key))
+        if short in bare:
+            raise InputError(
+                f"{path} holds {short} more than once, also as {key}; keep one set of "
+                "weights"
+            )
+        if not short.endswith("num_batches_tracked"):
+            bare[short] = value
+    return bare
 
 
-def _recognise(spec, names, tensors) -> tuple[str, dict[str, str]]:
+def _recognise(
+    net: HybridBlock, tensors: Mapping[str, np.ndarray]
+) -> tuple[str, dict[str, str]]:
     """Return the layout that explains most of the file's keys, and its keys."""
+    parameters = net._collect_params_with_prefix()
     candidates = [
-        (layout.__name__, keys) for layout in LAYOUTS if (keys := layout(spec, names))
+        (layout.__name__, keys)
+        for layout in LAYOUTS
+        if (keys := layout(net.spec, list(parameters)))
     ]
+    exported = {n: bare_symbol(p.name) for n, p in parameters.items()}
+    candidates.append(("exported", exported))
     return max(candidates, key=lambda item: len(tensors.keys() & item[1].values()))
 
 
-def _check(net: HybridBlock, report: LoadReport) -> None:
+def _check(net: HybridBlock, report: LoadReport, strict: bool) -> None:
+    if not report.loaded and not report.wrong_shape:
+        raise InputError(
+            f"{report.path} holds no parameter of {net.spec.name} under any known "
+            f"name; its keys are {_listed(report.unexpected)}; check the model's name"
+        )
     faults = {
         "missing": report.missing,
         "unexpected": report.unexpected,
         "wrong shape (file, network)": report.wrong_shape,
     }
-    found = [f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys]
-    if found:
+    found = [f"{kind}: {_listed(keys)}" for kind, keys in faults.items() if keys]
+    if strict and found:
         raise InputError(
             f"{report.path} does not fit {net.spec.name}, read as {report.layout}: "
             f"{'; '.join(found)}; check the model's name and number of classes"
         )
+
+
+def _listed(keys: Sequence[str]) -> str:
+    more = len(keys) - _SHOWN
+    return ", ".join(keys[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _value(path: Path, key: str, stored: np.ndarray) -> np.ndarray:
+    dtype = dtype_name(stored)
+    if dtype not in _DTYPES:
+        raise InputError(f"{path}: {key} holds {dtype}, not {' or '.join(_DTYPES)}")
+    value = float32(stored)
+    # The sum is finite only if all terms are, and needs no array of answers.
+    with np.errstate(all="ignore"):
+        is_finite = np.isfinite(value.sum()) or np.isfinite(value).all()
+    if not is_finite:
+        raise InputError(
+            f"{path}: {key} holds NaN or infinity; the file is damaged or its training "
+            "had diverged"
+        )
+    return value
+
+
+def _fill(parameter: Parameter, value: np.ndarray) -> None:
+    try:
+        parameter.set_data(value)  # the only copy of the values
+    except mx.MXNetError:
+        # A net that has run keeps weights in oneDNN's layout, which takes no bytes.
+        parameter.set_data(mx.nd.array(value))
+
+
+def _check_input_norm(report: LoadReport, values: dict[str, np.ndarray]) -> None:
+    """Keep the scale of v2's input BN at 1, with which MXNet computes in any case.
+
+    So do the networks that .params files come from, but not what reads other formats.
+    """
+    gamma = values.get("stem.bn0.gamma")
+    if gamma is not None and (gamma != 1).any():
+        if report.format != "params":
+            raise InputError(
+                f"{report.path} scales its input by {gamma}; this network has no such "
+                "scale; multiply it into the image preprocessing"
+            )
+        values["stem.bn0.gamma"] = np.ones_like(gamma)

@@ -1,0 +1,265 @@
+import argparse
+import json
+import math
+import re
+from collections import Counter
+
+import pytest
+
+from gluon_resnet import list_models
+from gluon_resnet.errors import InputError
+from gluon_resnet.models.catalog import CATALOG
+from gluon_resnet.models.resnet import resnet
+from gluon_resnet.models.spec_pages import SPEC_PAGES
+from gluon_resnet.weights import layouts
+from gluon_resnet.weights.__main__ import main
+from gluon_resnet.weights.published import (
+    DEFAULT_WEIGHTS,
+    checkpoint,
+    list_weights,
+)
+
+ROWS = [checkpoint(name) for name in list_weights()]
+
+# Bytes that a file has beside the values of its tensors, for each tensor: its name,
+# shape, alignment, and the graph or the pickled records. All published sizes have 201
+# to 244; a wrong block would leave these bounds by far.
+OVERHEAD = 195, 250
+
+COUNTS = {
+    "timm hub": 78,
+    "timm .pth": 75,
+    "authors": 12,
+    "openmmlab": 25,
+    "onnx_zoo": 32,
+    "gluoncv": 39,
+    "mxnet": 2,
+}
+
+
+def _project(row):
+    if row.hub:
+        return "timm hub"
+    zoo = re.match("authors|openmmlab|onnx_zoo|gluoncv|mxnet", row.tag)
+    return zoo[0] if zoo else "timm .pth"
+
+
+def _arguments(**given):
+    options = {"pattern": "*", "fetch": None, "verify_layouts": False}
+    options.update({"accept_licence": False, "json": False, **given})
+    return argparse.Namespace(**options)
+
+
+def test_table_has_every_file_once():
+    assert Counter(map(_project, ROWS)) == COUNTS
+    assert len({row.name for row in ROWS}) == len(ROWS)
+    places = [place for row in ROWS for place in (row.hub, *row.urls) if place]
+    assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize("page_row", SPEC_PAGES, ids=lambda r: f"{r.page}-{r.name}")
+def test_every_row_of_the_openmmlab_and_timm_pages_is_there(page_row):
+    project = "openmmlab" if page_row.page.startswith("openmmlab") else "timm hub"
+    found = [
+        row
+        for row in ROWS
+        if (row.model, row.num_classes, row.protocol.size)
+        == (page_row.model, page_row.num_classes, page_row.size)
+        and _project(row) == project
+    ]
+    twins = [
+        twin
+        for twin in SPEC_PAGES
+        if (twin.page, twin.model) == (page_row.page, page_row.model)
+    ]
+    assert len(found) == len(twins)
+
+
+@pytest.mark.parametrize("depth", (18, 34, 50, 101, 152))
+@pytest.mark.parametrize("version", ("v1", "v2"))
+def test_every_row_of_the_onnx_page_is_there_in_each_generation(version, depth):
+    names = list_weights(f"resnet{depth}-{version}-7.onnx_zoo*")
+    opset_7 = [checkpoint(name) for name in names if "opset12" not in name]
+    assert [bool(row.size) for row in opset_7] == [True, True, False]
+    assert len({(row.top1, row.top5) for row in opset_7}) == 1
+    newest, of_2020, _ = opset_7
+    # The batch dimension became a name, "N", of two bytes more.
+    assert newest.size - of_2020.size == 2
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_row_is_sound(row):
+    assert row.name == row.name.lower()
+    assert row.hub or row.urls
+    assert row.format in ("params", "safetensors", "onnx", "pth")
+    assert getattr(layouts, row.layout)(CATALOG[row.model], []) is not None
+    assert re.fullmatch(r"([0-9a-f]{8}|[0-9a-f]{64})?", row.sha256)
+    assert re.fullmatch(r"([0-9a-f]{8}|[0-9a-f]{40})?", row.sha1)
+    assert not (row.top1 and row.top5) or row.top1 < row.top5 < 100
+    assert row.source.startswith("https://")
+    for url in row.urls:
+        assert re.fullmatch(r"https://[\w./-]+", url)
+        if not url.endswith(".onnx"):  # torch.hub's rule and GluonCV's
+            assert url.rpartition("-")[2].partition(".")[0] in (
+                row.sha256[:8],
+                row.sha1[:8],
+            )
+
+
+def test_a_second_file_of_a_tag_has_its_checksum_in_the_name():
+    names = set(list_weights())
+    for row in ROWS:
+        first, _, digits = row.name.rpartition("_")
+        if first in names and digits not in ("opset12", "2018", "gluon"):
+            assert digits in (row.sha256[:8], row.sha1[:8])
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.size], ids=lambda row: row.name
+)
+def test_file_size_fits_the_network(row):
+    net = resnet(CATALOG[row.model], num_classes=row.num_classes)
+    shapes = [parameter.shape for parameter in net.collect_params().values()]
+    beside = row.size - 4 * sum(map(math.prod, shapes))
+    low, high = OVERHEAD
+    assert low < beside / len(shapes) < high
+
+
+def test_sha1_of_params_is_what_the_installed_zoos_check():
+    from gluoncv.model_zoo.model_store import _model_sha1 as gluoncv
+    from mxnet.gluon.model_zoo.model_store import _model_sha1 as mxnet
+
+    for row in ROWS:
+        if _project(row) in ("gluoncv", "mxnet") and len(row.sha1) == 40:
+            name = row.urls[-1].rpartition("/")[2].rpartition("-")[0]
+            assert row.sha1 == (mxnet if row.tag == "mxnet" else gluoncv)[name]
+
+
+def test_licences_are_known_and_only_facebook_forbids_commercial_use():
+    assert {row.licence for row in ROWS} == {
+        "Apache-2.0",
+        "BSD-3-Clause",
+        "CC-BY-NC-4.0",
+    }
+    for row in ROWS:
+        assert ("-NC" in row.licence) == row.tag.startswith("fb_")
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("resnet50.openmmlab_8xb256-rsb-a1-600e", 236),
+        ("resnet50.openmmlab_8xb8_cub", 600),
+        ("resnest200e.gluoncv", 352),
+        ("resnest269e.in1k", 448),
+        ("cifar_resnet18", 32),
+    ],
+)
+def test_images_are_resized_to_the_published_side(name, side):
+    protocol = checkpoint(name).protocol
+    assert math.floor(protocol.size / protocol.crop_pct) == side
+
+
+def test_each_project_has_its_own_pixels():
+    libraries = {(_project(row), row.protocol.library) for row in ROWS}
+    assert libraries == {
+        ("timm hub", "pil"),
+        ("timm .pth", "pil"),
+        ("authors", "pil"),
+        ("authors", "cv2"),
+        ("openmmlab", "mmcv"),
+        ("openmmlab", "pil"),
+        ("onnx_zoo", "cv2"),
+        ("gluoncv", "cv2"),
+        ("gluoncv", "pil"),  # ResNeSt-200 and -269
+        ("mxnet", "cv2"),
+    }
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_every_model_has_a_default_that_all_may_use(model):
+    row = checkpoint(model)
+    assert row.model == model
+    assert "-NC" not in row.licence
+    assert row.num_classes == CATALOG[model].num_classes
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("resnet50", "resnet50_v1b.a1_in1k"),  # not the more accurate CC-BY-NC one
+        ("resnet50-v2-7", "resnet50_v2.onnx_zoo"),  # not GluonCV's, whose host is gone
+        ("resnest50", "resnest50d.in1k"),
+        ("cifar_resnet50", "cifar_resnet50.openmmlab_8xb16_cifar10"),
+        ("cifar_resnet20_v1", "cifar_resnet20_v1.gluoncv"),
+    ],
+)
+def test_default_follows_its_rule(model, name):
+    assert checkpoint(model).name == name
+
+
+def test_default_imagenet_weights_are_on_the_hub_and_for_all_uses():
+    row = checkpoint(DEFAULT_WEIGHTS)
+    assert row == checkpoint(row.model)
+    assert row.hub == "timm/resnest50d.in1k"
+    assert row.num_classes == 1000
+
+
+def test_names_work_by_alias_and_in_any_case():
+    assert checkpoint("ResNet50.A1_in1k") == checkpoint("resnet50_v1b.a1_in1k")
+    assert list_weights("resnest50.IN1K*") == [
+        "resnest50d.in1k",
+        "resnest50d.in1k_528c19ca",
+    ]
+    assert list_weights("wide_resnet101_2")[0] == "wide_resnet101_2.tv_in1k"
+    assert list_weights("nothing") == []
+
+
+def test_unknown_names_give_the_nearest():
+    with pytest.raises(InputError) as caught:
+        checkpoint("resnest50d.gluon")
+    assert str(caught.value) == (
+        "unknown weights 'resnest50d.gluon'; nearest: resnest50d.gluoncv, "
+        "resnest50d.in1k, resnest50d.in1k_528c19ca; "
+        "`python -m gluon_resnet.weights resnest50d` lists all of this model"
+    )
+    with pytest.raises(InputError, match="unknown model 'resnet51'; nearest: "):
+        checkpoint("resnet51.a1_in1k")
+
+
+def test_listing_shows_licence_and_default(capsys):
+    assert main(_arguments(pattern="resnet18")) is None
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "* what the model's name alone stands for"
+    assert [line.split()[0] for line in lines if " * " in line] == [
+        "resnet18_v1b.a1_in1k"
+    ]
+    (restricted,) = (line for line in lines if "fb_swsl_ig1b_ft_in1k " in line)
+    assert restricted.split()[1:3] == ["safetensors", "CC-BY-NC-4.0"]
+
+
+def test_json_listing_is_one_complete_object_a_line(capsys):
+    main(_arguments(json=True))
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["name"] for row in rows] == list_weights()
+    assert rows[0]["protocol"]["crop_pct"] == 0.95
+
+
+def test_listing_nothing_is_a_mistake():
+    with pytest.raises(InputError, match="no published checkpoint matches 'resnot'"):
+        main(_arguments(pattern="resnot"))
+
+
+def test_restricted_weights_are_fetched_only_when_accepted():
+    name = "resnet18.fb_ssl_yfcc100m_ft_in1k"
+    with pytest.raises(InputError, match=r"CC-BY-NC-4\.0.*--accept-licence"):
+        main(_arguments(fetch=[name]))
+
+
+def test_fetch_prints_where_the_files_are(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("GLUON_RESNET_CACHE", str(tmp_path))
+    monkeypatch.setenv("GLUON_RESNET_OFFLINE", "1")
+    cached = tmp_path / "resnest50d.in1k.safetensors"
+    cached.write_bytes(b"the hub alone knows this file's checksum")
+    main(_arguments(fetch=[DEFAULT_WEIGHTS]))
+    assert capsys.readouterr().out == f"{cached}\n"
