@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network with all that its answers need: weights, pixels and class names."""
 
+import logging
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ import numpy as np
 from mxnet.gluon import HybridBlock
 
 from gluon_resnet import bundled
+from gluon_resnet.card import Card, card_path, read_card
 from gluon_resnet.errors import InputError
 from gluon_resnet.models import create_model, model_spec
 from gluon_resnet.postprocess import load_class_names, postprocess
 from gluon_resnet.preprocess import ImageSource, Protocol, preprocess
 from gluon_resnet.weights import checkpoint, fetch, load_weights, read_tensors
+
+log = logging.getLogger(__name__)
 
 # The data sets whose class names are known, by their number of classes.
 _DATA_SETS = {1000: "imagenet", 10: "cifar10", 100: "cifar100"}
@@ -53,31 +57,31 @@ def init_model(
     name: a model or an alias, or MODEL.TAG for one of its published weights
     (`list_weights`). Without a tag the model's default weights are taken.
     weights: a file of the user's own instead, in any format that `load_weights` reads;
-    its classifier decides the number of classes.
+    its classifier decides the number of classes, and its card (`card.Card`), if it has
+    one, the pixels and the class names; without a card the pixels are those of the
+    model's default weights.
     accept_licence: take weights under a non-commercial licence, too.
     Raises InputError for an unknown name and for weights that cannot be had or do not
     fit; no other weights are taken in their place.
     """
     ctx = ctx or mx.cpu()
-    if weights is not None:
-        model = model_spec(name).name
-        protocol = checkpoint(model).protocol
-        path, num_classes = Path(weights), _num_classes(Path(weights))
-        class_names = _class_names(_DATA_SETS.get(num_classes), num_classes)
-        name = model
-    elif name.lower() == bundled.NAME:
-        model, protocol = bundled.MODEL, bundled.FASHION_MNIST
-        path, name = bundled.weights(), bundled.NAME
-        class_names = load_class_names("fashion_mnist")
-    else:
+    if weights is None and name.lower() != bundled.NAME:
         row = checkpoint(name)
-        model, protocol, name = row.model, row.protocol, row.name
-        path = fetch(row, accept_licence=accept_licence)
-        class_names = _class_names(_DATA_SETS.get(row.num_classes), row.num_classes)
-    net = create_model(model, num_classes=len(class_names), ctx=ctx)
+        path, name = fetch(row, accept_licence=accept_licence), row.name
+        num_classes = row.num_classes
+        card = Card(row.model, row.protocol, _DATA_SETS.get(num_classes))
+    else:
+        is_bundled = weights is None
+        path = bundled.weights() if is_bundled else Path(weights)
+        model = bundled.MODEL if is_bundled else model_spec(name).name
+        name = bundled.NAME if is_bundled else model
+        num_classes = _num_classes(path)
+        card = _card(model, path, num_classes)
+    net = create_model(card.model, num_classes=num_classes, ctx=ctx)
     load_weights(net, path)
     net.hybridize(static_alloc=True, static_shape=True)
-    return Classifier(name, net, protocol, class_names, ctx)
+    class_names = _class_names(card.data_set, num_classes)
+    return Classifier(name, net, card.protocol, class_names, ctx)
 
 
 def inference_model(model: Classifier, img: ImageSource) -> dict:
@@ -100,10 +104,32 @@ def inference_model(model: Classifier, img: ImageSource) -> dict:
     }
 
 
+def _card(model: str, weights: Path, num_classes: int) -> Card:
+    """Return the card of a user's file, or what its model's published weights have."""
+    card = read_card(weights)
+    if card is None:
+        row = checkpoint(model)
+        if num_classes != row.num_classes:
+            log.warning(
+                "%s has no card %s: its images are prepared as those of %s",
+                weights,
+                card_path(weights).name,
+                row.name,
+            )
+        return Card(model, row.protocol, _DATA_SETS.get(num_classes))
+    if card.model != model:
+        raise InputError(
+            f"{card_path(weights)} says that these are weights of {card.model}, not of "
+            f"{model}; give --model {card.model}"
+        )
+    return card
+
+
 def _class_names(data_set: Optional[str], num_classes: int) -> tuple[str, ...]:
-    if data_set is None:
-        return tuple(f"class {label}" for label in range(num_classes))
-    return load_class_names(data_set)
+    names = load_class_names(data_set) if data_set else ()
+    if len(names) == num_classes:
+        return names
+    return tuple(f"class {label}" for label in range(num_classes))
 
 
 def _num_classes(path: Path) -> int:

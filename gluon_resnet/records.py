@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading record files (.rec with .idx) and batches of their images.
+
+RecordIO, after dmlc-core's recordio.h: a part is the word 0xCED7230A, a word of three
+bits for the kind of part and 29 for its length in bytes, these bytes, and padding to a
+multiple of four. A record is one part (kind 0) or, where that first word occurs at a
+multiple of four within it, the parts before, between and after such words (kinds 1, 2
+and 3). What lies inside, header and encoded image, is mxnet.recordio's.
+"""
+
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from os import SEEK_CUR
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from gluon_resnet.errors import InputError
+from gluon_resnet.preprocess import Protocol, preprocess_batch, read_image
+
+MAGIC = bytes.fromhex("0a23d7ce")
+# The number of labels that follow, 0 for the one beside it; the label; two identifiers.
+HEADER = struct.Struct("<IfQQ")
+Read = Callable[[int], tuple[int, np.ndarray]]
+Batch = tuple[np.ndarray, np.ndarray]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class RecordFile:
+    """A record file and where its records begin.
+
+    `offsets` maps each key to a byte offset, in the order of the file.
+    """
+
+    path: Path
+    offsets: dict[int, int]
+    num_classes: int
+
+    @classmethod
+    def open(cls, path: Path, *, num_classes: int) -> "RecordFile":
+        """Read the .idx beside the .rec file `path`.
+
+        Raises InputError when one of them is missing or the .idx is no index of it.
+        """
+        path = Path(path)
+        index = path.with_suffix(".idx")
+        for file in (path, index):
+            if not file.is_file():
+                raise InputError(
+                    f"{file} is not there; a record file is a .rec with its .idx "
+                    "beside it: give the path of the .rec"
+                )
+        size = path.stat().st_size
+        lines = index.read_text(encoding="utf-8", errors="replace").splitlines()
+        offsets = {}
+        for number, line in enumerate(lines, 1):
+            try:
+                key, offset = (int(field) for field in line.split("\t"))
+            except ValueError:
+                raise InputError(
+                    f"{index} line {number} is {line!r}, not KEY<tab>OFFSET: "
+                    "write the index again"
+                ) from None
+            if key in offsets or not 0 <= offset < size:
+                raise InputError(
+                    f"{index} line {number} gives key {key} the offset {offset}; keys "
+                    f"occur once and offsets lie below the {size} bytes of "
+                    f"{path.name}: write the index again"
+                )
+            offsets[key] = offset
+        if not offsets:
+            raise InputError(f"{index} lists no record: write the index again")
+        in_file_order = sorted(offsets.items(), key=lambda item: item[1])
+        return cls(path, dict(in_file_order), num_classes)
+
+    def read(self, key: int) -> tuple[int, np.ndarray]:
+        """Label and image, uint8 RGB (H, W, 3), of one record.
+
+        Raises InputError naming file, key and offset when the record is damaged, its
+        label is no class or its image cannot be read.
+        """
+        content = self._content(key)
+        if len(content) < HEADER.size:
+            raise self._damaged(key, f"{len(content)} bytes are too few for a header")
+        num_labels, label, _, _ = HEADER.unpack_from(content)
+        if num_labels:
+            raise self._damaged(key, f"it has a list of {num_labels} labels, not one")
+        if label not in range(self.num_classes):
+            raise self._damaged(
+                key, f"its label {label} is none of {self.num_classes} classes"
+            )
+        try:
+            image = read_image(content[HEADER.size :])
+        except InputError as error:
+            raise self._damaged(key, str(error)) from error
+        return int(label), image
+
+    def _content(self, key: int) -> bytes:
+        """The bytes of one record, put together where they stand in parts."""
+        parts = []
+        with self.path.open("rb") as file:
+            file.seek(self.offsets[key])
+            while True:
+                words = file.read(8)
+                if len(words) < 8:
+                    raise self._damaged(key, "the file ends in its first words")
+                magic, part_and_length = struct.unpack("<4sI", words)
+                part, length = part_and_length >> 29, part_and_length & (1 << 29) - 1
+                if magic != MAGIC or part not in ((2, 3) if parts else (0, 1)):
+                    raise self._damaged(key, "no record begins there")
+                parts.append(file.read(length))
+                if len(parts[-1]) < length:
+                    raise self._damaged(key, "the file ends within it")
+                if part in (0, 3):
+                    return MAGIC.join(parts)
+                file.seek(-length % 4, SEEK_CUR)
+
+    def _damaged(self, key: int, why: str) -> InputError:
+        return InputError(
+            f"{self.path}, record {key} at offset {self.offsets[key]}: {why}; "
+            "write the file again"
+        )
+
+
+def in_memory(records: RecordFile) -> Read:
+    """Decode every record once; for data sets that fit in memory."""
+    return {key: records.read(key) for key in records.offsets}.__getitem__
+
+
+def permutation(keys: Iterable[int], *, seed: int, epoch: int) -> list[int]:
+    """All keys, each once, in an order that `seed` and `epoch` alone decide."""
+    return np.random.default_rng((seed, epoch)).permutation(list(keys)).tolist()
+
+
+def training_batches(
+    keys: Sequence[int],
+    read: Read,
+    *,
+    batch_size: int,
+    protocol: Protocol,
+    augment: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+    seed: int,
+    epoch: int,
+) -> Iterator[Batch]:
+    """Batches of images, float32 (N, 3, H, W), and labels, int64 (N,), for an epoch.
+
+    Keys are permuted; those that fill no whole batch are left out. `augment` turns
+    uint8 images (N, H, W, 3) into the same.
+    """
+    order = permutation(keys, seed=seed, epoch=epoch)
+    for start in range(0, len(order) - batch_size + 1, batch_size):
+        rng = np.random.default_rng((seed, epoch, start))
+        labels, images = zip(*map(read, order[start : start + batch_size]))
+        if len({image.shape for image in images}) > 1:
+            raise InputError(
+                "the training images differ in size: write the record file anew from "
+                "images of one size"
+            )
+        images = augment(np.stack(images), rng)
+        yield preprocess_batch(images, **asdict(protocol)), np.array(labels)
+
+
+def validation_batches(
+    keys: Sequence[int], read: Read, *, batch_size: int, protocol: Protocol
+) -> Iterator[Batch]:
+    """Batches of all images in order; the last one may be smaller.
+
+    Images are float32 (N, 3, size, size) after preprocess, labels int64 (N,).
+    """
+    for start in range(0, len(keys), batch_size):
+        labels, images = zip(*map(read, keys[start : start + batch_size]))
+        yield preprocess_batch(images, **asdict(protocol)), np.array(labels)
+
+
+def prefetch(items: Iterable[Item], *, depth: int = 4) -> Iterator[Item]:
+    """The same items, prepared by one thread up to `depth` ahead."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        ahead = deque(worker.submit(next, iterator, end) for _ in range(depth))
+        while (item := ahead.popleft().result()) is not end:
+            ahead.append(worker.submit(next, iterator, end))
+            yield item

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fashion-MNIST's IDX files and the record files written from them."""
+
+import gzip
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mxnet import MXNetError
+from mxnet.recordio import MXIndexedRecordIO
+
+from gluon_resnet import bundled
+from gluon_resnet.errors import InputError
+from gluon_resnet.preprocess import read_image
+from gluon_resnet.records import RecordFile
+from imagenet_prep import make_sample as sample
+from imagenet_prep.fashion_mnist import convert, read_idx, read_split, write_records
+from imagenet_prep.make_sample import first_of_each_class, make_sample
+
+NO_SUMS = {}
+COUNT = 40
+
+
+def idx(values):
+    header = bytes([0, 0, 8, values.ndim])
+    return header + np.array(values.shape, ">u4").tobytes() + values.tobytes()
+
+
+def write_idx_files(folder, images, labels):
+    folder.mkdir(exist_ok=True)
+    for split in ("train", "t10k"):
+        (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(labels)
+    return folder
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (COUNT, 28, 28), dtype=np.uint8)
+
+
+@pytest.fixture
+def labels():
+    return np.random.default_rng(1).permutation(np.arange(COUNT, dtype=np.uint8) % 10)
+
+
+@pytest.fixture
+def source(tmp_path, images, labels):
+    return write_idx_files(tmp_path / "source", idx(images), idx(labels))
+
+
+def error_of(function, *arguments, **options):
+    with pytest.raises(InputError) as error:
+        function(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_split_holds_what_the_files_hold(source, images, labels):
+    read_images, read_labels = read_split(source, "train", sha256=NO_SUMS)
+    np.testing.assert_array_equal(read_images, images)
+    np.testing.assert_array_equal(read_labels, labels)
+
+
+def test_missing_file_says_where_to_get_it(tmp_path):
+    assert error_of(read_split, tmp_path, "val") == (
+        f"{tmp_path} holds neither t10k-images-idx3-ubyte.gz nor "
+        "t10k-images-idx3-ubyte: install the Debian package dataset-fashion-mnist or "
+        "fetch the four files of zalandoresearch/fashion-mnist"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "begins with nothing, an IDX file of unsigned bytes with 000008"),
+        (b"\0\0\x0d\x01\0\0\0\0", "begins with 00000d01, an IDX file of unsigned"),
+        (b"\0\0\x08\x03\0\0", "ends within its header"),
+        (idx(np.zeros(7, np.uint8))[:-1], "holds 6 values, its header announces 7"),
+        (idx(np.zeros((2, 3), np.uint8)) + b"x", "holds 7 values, its header .* 2x3"),
+    ],
+)
+def test_file_that_is_no_whole_idx_is_refused(tmp_path, content, why):
+    path = tmp_path / "labels"
+    path.write_bytes(content)
+    assert re.fullmatch(f"{path} {why}.*: fetch it again", error_of(read_idx, path))
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[:-9], lambda c: b"x" + c])
+def test_damaged_gzip_is_refused(tmp_path, damage):
+    path = tmp_path / "labels.gz"
+    path.write_bytes(damage(gzip.compress(idx(np.zeros(7, np.uint8)))))
+    assert error_of(read_idx, path).startswith(f"{path} cannot be unpacked (")
+
+
+def test_sum_is_of_the_unpacked_content(tmp_path):
+    content = idx(np.arange(7, dtype=np.uint8))
+    path = tmp_path / "labels.gz"
+    path.write_bytes(gzip.compress(content))
+    read_idx(path, sha256=hashlib.sha256(content).hexdigest())
+    assert f"the published file to {'0' * 64}" in error_of(
+        read_idx, path, sha256="0" * 64
+    )
+
+
+def test_counts_of_images_and_labels_must_agree(tmp_path, images, labels):
+    source = write_idx_files(tmp_path / "source", idx(images), idx(labels[1:]))
+    assert f"holds {COUNT} images" in error_of(
+        read_split, source, "train", sha256=NO_SUMS
+    )
+
+
+def test_exchanged_files_are_refused(tmp_path, images, labels):
+    source = write_idx_files(tmp_path / "source", idx(labels), idx(images))
+    assert "has 1 axes" in error_of(read_split, source, "train", sha256=NO_SUMS)
+
+
+def test_label_beyond_the_classes_is_refused(tmp_path, images, labels):
+    source = write_idx_files(tmp_path / "source", idx(images), idx(labels + 1))
+    assert "holds the label 10, classes are 0 to 9" in error_of(
+        read_split, source, "train", sha256=NO_SUMS
+    )
+
+
+def test_records_hold_every_image_with_its_label(source, tmp_path, images, labels):
+    convert(source, tmp_path / "target", sha256=NO_SUMS)
+    for split in ("train", "val"):
+        path = tmp_path / "target" / f"{split}.rec"
+        records = RecordFile.open(path, num_classes=10)
+        assert sorted(records.offsets) == list(range(COUNT))
+        for key in records.offsets:
+            label, image = records.read(key)
+            assert label == labels[key]
+            np.testing.assert_array_equal(image, np.dstack([images[key]] * 3))
+        listing = path.with_suffix(".lst").read_text().splitlines()
+        assert listing == [
+            f"{key}\t{labels[key]}\t{split}/{key:05d}.png" for key in records.offsets
+        ]
+
+
+def test_only_the_training_split_is_shuffled(source, tmp_path):
+    convert(source, tmp_path / "target", sha256=NO_SUMS)
+    train, val = (
+        list(RecordFile.open(tmp_path / "target" / f"{s}.rec", num_classes=10).offsets)
+        for s in ("train", "val")
+    )
+    assert val == list(range(COUNT))
+    assert train != val
+
+
+def test_two_runs_write_the_same_bytes(source, tmp_path):
+    for name in ("a", "b"):
+        convert(source, tmp_path / name, sha256=NO_SUMS)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == sorted(
+        f"{s}.{e}" for s in ("train", "val") for e in ("rec", "idx", "lst")
+    )
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (
+            tmp_path / "b" / name
+        ).read_bytes()
+
+
+def test_finished_files_are_left_alone(source, tmp_path):
+    target = tmp_path / "target"
+    assert len(convert(source, target, sha256=NO_SUMS)) == 2
+    assert convert(source, target, sha256=NO_SUMS) == []
+    for suffix in (".idx", ".rec"):
+        (target / f"val{suffix}").unlink()
+        assert convert(source, target, sha256=NO_SUMS) == [target / "val.rec"]
+
+
+def test_target_with_other_records_is_refused(source, tmp_path, images, labels):
+    rec = tmp_path / "train.rec"
+    write_records(rec, images, labels, range(10))
+    assert error_of(convert, source, tmp_path, sha256=NO_SUMS) == (
+        f"{rec} holds 10 records, not the {COUNT} of {source}: remove it or give "
+        "another --target"
+    )
+
+
+def test_records_that_cannot_be_written_leave_nothing(
+    tmp_path, images, labels, monkeypatch
+):
+    def fails(self, key, content):
+        raise MXNetError("Traceback\nFileStream.Write incomplete")
+
+    monkeypatch.setattr(MXIndexedRecordIO, "write_idx", fails)
+    rec = tmp_path / "train.rec"
+    assert error_of(write_records, rec, images, labels, range(10)) == (
+        f"{rec} cannot be written (FileStream.Write incomplete): make room or give "
+        "another folder"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_records_cut_short_by_a_full_disk_leave_nothing(
+    tmp_path, images, labels, monkeypatch
+):
+    close = MXIndexedRecordIO.close
+
+    def cut_short(self):
+        close(self)
+        path = Path(self.uri.value.decode())
+        os.truncate(path, path.stat().st_size - 100)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MXIndexedRecordIO, "close", cut_short)
+        message = error_of(
+            write_records, tmp_path / "train.rec", images, labels, range(10)
+        )
+    assert "the file ends within it" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sample_is_the_first_images_of_each_class(
+    source, tmp_path, images, labels, monkeypatch
+):
+    monkeypatch.setattr(sample, "PER_CLASS", 2)
+    make_sample(source, tmp_path, sha256=NO_SUMS)
+    for path in (bundled.TRAIN_REC, bundled.VAL_REC):
+        records = RecordFile.open(tmp_path / path.name, num_classes=10)
+        positions = list(records.offsets)
+        assert positions == sorted(positions)
+        for label in range(10):
+            of_label = [key for key in positions if records.read(key)[0] == label]
+            assert of_label == np.flatnonzero(labels == label)[:2].tolist()
+    paths = sorted((tmp_path / "images").iterdir())
+    assert [path.name for path in paths] == [
+        path.name for path in sorted(bundled.IMAGES.iterdir())
+    ]
+    for label, path in enumerate(paths):
+        first = images[np.flatnonzero(labels == label)[0]]
+        np.testing.assert_array_equal(read_image(path), np.dstack([first] * 3))
+
+
+def test_sample_wants_enough_images_of_each_class(labels):
+    assert error_of(first_of_each_class, labels, 5) == (
+        "class 0 has 4 images, the sample takes 5 of each class: give the whole data "
+        "set"
+    )
+
+
+def test_bundled_sample_is_balanced_and_named_by_label():
+    for path in (bundled.TRAIN_REC, bundled.VAL_REC):
+        records = RecordFile.open(path, num_classes=10)
+        labels = [records.read(key)[0] for key in records.offsets]
+        assert np.bincount(labels).tolist() == [50] * 10
+    names = [path.name for path in sorted(bundled.IMAGES.iterdir())]
+    assert names[0] == "0-t-shirt_top.png"
+    assert names[9] == "9-ankle_boot.png"
+
+
+@pytest.mark.parametrize("module", ["fashion_mnist", "make_sample"])
+def test_command_answers_a_missing_source_with_one_line(tmp_path, module):
+    folders = ["--source", str(tmp_path), "--target", str(tmp_path / "target")]
+    result = subprocess.run(
+        [sys.executable, "-m", f"imagenet_prep.{module}", *folders],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(
+        f"python -m imagenet_prep.{module}: {tmp_path} holds neither train-images-idx3"
+    )
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "target").exists()

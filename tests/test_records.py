@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading record files, and batches of their images."""
+
+import re
+import threading
+
+import cv2
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet.recordio import IRHeader, MXIndexedRecordIO, pack
+
+from gluon_resnet.errors import InputError
+from gluon_resnet.preprocess import Protocol
+from gluon_resnet.records import (
+    MAGIC,
+    RecordFile,
+    in_memory,
+    permutation,
+    prefetch,
+    training_batches,
+    validation_batches,
+)
+
+PROTOCOL = Protocol(size=8, crop_pct=1)
+KEYS = [5, 3, 11, 0, 7, 2, 9]
+
+
+def png(image):
+    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+
+
+def image_of(key):
+    return np.random.default_rng(key).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def write(path, records):
+    """Write (key, bytes) with MXNet's own writer."""
+    writer = MXIndexedRecordIO(str(path.with_suffix(".idx")), str(path), "w")
+    for key, content in records:
+        writer.write_idx(key, content)
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write(
+        tmp_path / "a.rec",
+        [(key, pack(IRHeader(0, key % 4, key, 0), png(image_of(key)))) for key in KEYS],
+    )
+
+
+@pytest.fixture
+def records(path):
+    return RecordFile.open(path, num_classes=4)
+
+
+def same(image, rng):
+    return image
+
+
+def epoch_of(records, *, batch_size=3, seed=0, epoch=0, augment=same):
+    return list(
+        training_batches(
+            list(records.offsets),
+            records.read,
+            batch_size=batch_size,
+            protocol=PROTOCOL,
+            augment=augment,
+            seed=seed,
+            epoch=epoch,
+        )
+    )
+
+
+def test_keys_stand_in_the_order_of_the_file(records):
+    assert list(records.offsets) == KEYS
+
+
+def test_record_reads_as_it_was_written(records):
+    for key in KEYS:
+        label, image = records.read(key)
+        assert label == key % 4
+        np.testing.assert_array_equal(image, image_of(key))
+
+
+def test_record_that_contains_the_magic_word_is_put_together(tmp_path):
+    image = image_of(1)
+    # 24 bytes of header, then padding to where the writer looks for the word.
+    encoded = png(image)
+    encoded += b"\0" * (-len(encoded) % 4) + MAGIC + b"between" + b"\0" + MAGIC
+    content = pack(IRHeader(0, 2, 1, 0), encoded)
+    path = write(tmp_path / "a.rec", [(0, content), (1, content)])
+    assert path.read_bytes().count(MAGIC) == 6, "the writer split neither record"
+    records = RecordFile.open(path, num_classes=4)
+    for key in (0, 1):
+        assert records._content(key) == content
+        np.testing.assert_array_equal(records.read(key)[1], image)
+
+
+def damage(path, records, key, *, at, content):
+    whole = bytearray(path.read_bytes())
+    start = records.offsets[key] + at
+    whole[start : start + len(content)] = content
+    path.write_bytes(whole)
+
+
+def error_of(function, *arguments, **options):
+    with pytest.raises(InputError) as error:
+        function(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("at", "content", "why"),
+    [
+        (0, b"????", "no record begins there"),
+        (7, b"\x60", "no record begins there"),  # the last part of a record
+        (4, b"\x08\0\0\0", "8 bytes are too few for a header"),
+        (4, b"\xff\xff\xff\x1f", "the file ends within it"),
+        (12, np.float32(4).tobytes(), "its label 4.0 is none of 4 classes"),
+        (12, np.float32(0.5).tobytes(), "its label 0.5 is none of 4 classes"),
+        (12, np.float32(np.nan).tobytes(), "its label nan is none of 4 classes"),
+        (8, b"\xff\xff\xff\xff", "it has a list of 4294967295 labels, not one"),
+        (36, b"??", "image of [0-9]+ bytes: .*"),
+    ],
+)
+def test_damaged_record_names_file_key_and_offset(path, records, at, content, why):
+    damage(path, records, 11, at=at, content=content)
+    beginning = f"{path}, record 11 at offset {records.offsets[11]}: "
+    assert re.fullmatch(
+        f"{re.escape(beginning)}{why}; write the file again",
+        error_of(records.read, 11),
+    )
+    assert records.read(0)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("keep", "why"), [(5, "the file ends in its first words"), (40, "ends within it")]
+)
+def test_truncated_file_names_the_record(path, records, keep, why):
+    last = records.offsets[9]
+    path.write_bytes(path.read_bytes()[: last + keep])
+    assert why in error_of(records.read, 9)
+    assert f"record 9 at offset {last}" in error_of(records.read, 9)
+
+
+def test_truncation_before_a_record_shows_when_the_file_is_opened(path, records):
+    size = records.offsets[9]
+    path.write_bytes(path.read_bytes()[:size])
+    assert error_of(RecordFile.open, path, num_classes=4) == (
+        f"{path.with_suffix('.idx')} line 7 gives key 9 the offset {size}; keys occur "
+        f"once and offsets lie below the {size} bytes of a.rec: write the index again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("index", "why"),
+    [
+        ("", "lists no record"),
+        ("5\t0\n5\t96\n", "line 2 gives key 5 the offset 96; keys occur once"),
+        ("5\t-8\n", "line 1 gives key 5 the offset -8;"),
+        ("5 0\n", "line 1 is '5 0', not KEY<tab>OFFSET"),
+        ("5\t0\nx\t1\n", "line 2 is 'x\\t1', not KEY<tab>OFFSET"),
+    ],
+)
+def test_unusable_index_is_refused(path, index, why):
+    path.with_suffix(".idx").write_text(index)
+    message = error_of(RecordFile.open, path, num_classes=4)
+    assert message.startswith(f"{path.with_suffix('.idx')} {why}")
+    assert message.endswith(": write the index again")
+
+
+def test_offset_that_is_wrong_shows_when_the_record_is_read(path, records):
+    index = path.with_suffix(".idx")
+    offset = records.offsets[11] + 4
+    index.write_text(index.read_text().replace(f"11\t{offset - 4}", f"11\t{offset}"))
+    assert error_of(RecordFile.open(path, num_classes=4).read, 11) == (
+        f"{path}, record 11 at offset {offset}: no record begins there; write the file "
+        "again"
+    )
+
+
+def test_index_that_is_no_text_is_refused(path):
+    path.with_suffix(".idx").write_bytes(b"\xff\xfe\n")
+    assert "line 1 is '\ufffd\ufffd'" in error_of(RecordFile.open, path, num_classes=4)
+
+
+@pytest.mark.parametrize("suffix", [".rec", ".idx"])
+def test_missing_file_is_named(path, suffix):
+    path.with_suffix(suffix).unlink()
+    assert error_of(RecordFile.open, path, num_classes=4) == (
+        f"{path.with_suffix(suffix)} is not there; a record file is a .rec with its "
+        ".idx beside it: give the path of the .rec"
+    )
+
+
+def test_memory_holds_what_the_file_holds(records):
+    read = in_memory(records)
+    for key in KEYS:
+        assert read(key)[0] == records.read(key)[0]
+        np.testing.assert_array_equal(read(key)[1], records.read(key)[1])
+
+
+def test_permutation_holds_every_key_once_and_follows_from_seed_and_epoch():
+    keys = range(100, 200)
+    orders = {
+        (seed, epoch): permutation(keys, seed=seed, epoch=epoch)
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
+    for (seed, epoch), order in orders.items():
+        assert sorted(order) == list(keys)
+        assert order == permutation(keys, seed=seed, epoch=epoch)
+    assert len({tuple(order) for order in orders.values()}) == 4
+
+
+def test_training_epoch_shows_each_image_at_most_once_in_whole_batches(records):
+    batches = epoch_of(records)
+    assert [images.shape for images, _ in batches] == [(3, 3, 8, 8)] * 2
+    assert batches[0][0].dtype == np.float32
+    assert len({image.tobytes() for images, _ in batches for image in images}) == 6
+
+
+def test_training_epoch_is_the_same_again_and_differs_from_the_next(records):
+    def noisy(images, rng):
+        return images ^ rng.integers(0, 2, images.shape, dtype=np.uint8)
+
+    first, again, later = (
+        np.concatenate(
+            [images for images, _ in epoch_of(records, epoch=e, augment=noisy)]
+        )
+        for e in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, later)
+
+
+def test_training_images_of_several_sizes_are_refused(tmp_path):
+    content = [
+        pack(IRHeader(0, 0, size, 0), png(np.zeros((size, 8, 3), np.uint8)))
+        for size in (8, 9)
+    ]
+    path = write(tmp_path / "a.rec", enumerate(content))
+    assert error_of(epoch_of, RecordFile.open(path, num_classes=1), batch_size=2) == (
+        "the training images differ in size: write the record file anew from images "
+        "of one size"
+    )
+
+
+def test_validation_shows_each_image_once_in_order(records):
+    batches = list(
+        validation_batches(KEYS, records.read, batch_size=3, protocol=PROTOCOL)
+    )
+    assert [len(images) for images, _ in batches] == [3, 3, 1]
+    labels = np.concatenate([labels for _, labels in batches])
+    assert labels.tolist() == [key % 4 for key in KEYS]
+    pixels = np.concatenate([images for images, _ in batches]).transpose(0, 2, 3, 1)
+    pixels = (pixels * np.array(PROTOCOL.std) + np.array(PROTOCOL.mean)) * 255
+    np.testing.assert_array_equal(
+        pixels.round(), np.stack([image_of(key) for key in KEYS])
+    )
+
+
+def test_prefetching_changes_nothing_and_runs_ahead():
+    ahead = threading.Event()
+
+    def items():
+        yield from range(3)
+        ahead.set()
+        yield from range(3, 10)
+
+    iterator = prefetch(items())
+    assert next(iterator) == 0
+    assert ahead.wait(timeout=10)
+    assert list(iterator) == list(range(1, 10))
+
+
+def test_prefetching_passes_errors_on():
+    def items():
+        yield 1
+        raise InputError("a is b")
+
+    iterator = prefetch(items())
+    assert next(iterator) == 1
+    with pytest.raises(InputError, match=r"^a is b$"):
+        next(iterator)
+
+
+def test_mxnet_reads_the_same(path, records):
+    reader = mx.recordio.MXIndexedRecordIO(
+        str(path.with_suffix(".idx")), str(path), "r"
+    )
+    for key in KEYS:
+        assert reader.read_idx(key) == records._content(key)
+    reader.close()
