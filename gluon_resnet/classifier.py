@@ -65,6 +65,11 @@ def init_model(
     fit; no other weights are taken in their place.
     """
     ctx = ctx or mx.cpu()
+    if ctx.device_type == "gpu" and ctx.device_id >= mx.context.num_gpus():
+        raise InputError(
+            f"{ctx} is not there: MXNet sees {mx.context.num_gpus()} GPUs; use cpu, or "
+            "install requirements-cu112.txt on a machine with one"
+        )
     if weights is None and name.lower() != bundled.NAME:
         row = checkpoint(name)
         path, name = fetch(row, accept_licence=accept_licence), row.name

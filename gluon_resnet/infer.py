@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Optional, Union
@@ -58,9 +59,12 @@ def infer(
         if value < 1:
             raise InputError(f"{option} is {value}; it must be at least 1")
     prepare = _preparer(model)
-    names, vectors = [], []
+    names, vectors = [], [np.empty((0, model.net.spec.channels[-1]), np.float32)]
     files = _image_files(images)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        # Now, not at the end: what cannot be written shall fail before the work.
+        features_part = stack.enter_context(replacing(features)) if features else None
         while batch := list(itertools.islice(files, batch_size)):
             started = time.perf_counter()
             answers = [{"image": str(path)} for path in batch]
@@ -83,10 +87,8 @@ def infer(
                 if cam:
                     _save_cams(cam, model, readable, pixels, maps)
             yield from answers
-    if features:
-        with replacing(features) as part:
-            empty = np.empty((0, model.net.spec.channels[-1]), np.float32)
-            np.savez(part, images=names, features=np.concatenate([empty, *vectors]))
+        if features:
+            np.savez(features_part, images=names, features=np.concatenate(vectors))
 
 
 def default_model(ctx: Optional[mx.Context] = None) -> Classifier:

@@ -192,10 +192,17 @@ def _open_rgb(source: str | Path | bytes | BinaryIO | Image.Image) -> Image.Imag
         raise InputError(
             f"{name}: not an image; give one of these formats: {', '.join(FORMATS)}"
         ) from error
-    # Beside OSError, broken files make Pillow raise SyntaxError, ValueError, TypeError,
-    # struct.error and DecompressionBombError.
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: no such file; give the path of an image") from error
+    except Image.DecompressionBombError as error:
+        reason, _, _ = str(error).partition(",")  # what follows speaks of attacks
+        raise InputError(f"{name}: {reason}; scale it down first") from error
+    # Beside OSError, broken files make Pillow raise SyntaxError, ValueError, TypeError
+    # and struct.error.
     except Exception as error:
-        raise InputError(f"{name}: cannot be read as an image: {error}") from error
+        raise InputError(
+            f"{name}: cannot be read as an image ({error}); get it again"
+        ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -361,7 +361,7 @@ def test_single_pixel_is_read_into_a_writable_array():
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image; "),
         (b"%PDF-1.4", "not an image; "),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image; "),
-        (PHOTO_PATH.read_bytes()[:9000], "cannot be read as an image: "),
+        (PHOTO_PATH.read_bytes()[:9000], "cannot be read as an image "),
     ],
     ids=["empty", "text", "svg", "pdf", "eps", "truncated jpeg"],
 )
@@ -386,8 +386,7 @@ def test_missing_file_and_folder_are_refused(tmp_path):
     missing = tmp_path / "missing.jpg"
     with pytest.raises(InputError) as error:
         read_image(missing)
-    assert str(error.value).startswith(f"{missing}: cannot be read as an image: ")
-    assert "No such file" in str(error.value)
+    assert str(error.value) == f"{missing}: no such file; give the path of an image"
     with pytest.raises(InputError, match="Is a directory"):
         read_image(str(tmp_path))
 
@@ -403,7 +402,7 @@ def png_header(width, height):
 def test_image_above_the_pixel_limit_is_refused_from_its_header(monkeypatch):
     data = png_header(20_000, 20_000)
     with pytest.raises(
-        InputError, match=r"400000000 pixels\) exceeds limit of 178956970"
+        InputError, match=r"400000000 pixels\) exceeds limit of 178956970 pixels; scale"
     ):
         read_image(data)
     # Also if the process has lifted Pillow's own limit.
