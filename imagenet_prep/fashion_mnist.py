@@ -5,36 +5,32 @@
 
 reads the four IDX files, plain or gzip-compressed, and writes train.rec and val.rec
 with their .idx and .lst files. val is the published test split. The key of a record
-is the image's position in its IDX file. Records are PNG files of the grey images.
+is the image's position in its IDX file. Records are PNG files of the grey images. A
+killed run is gone on with by the same command.
 """
 
 import argparse
 import gzip
 import hashlib
 import math
-import random
 import struct
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Optional
 
-import cv2
 import numpy as np
-from mxnet import MXNetError
-from mxnet.recordio import IRHeader, MXIndexedRecordIO, pack
-from tqdm import tqdm
 
 from gluon_resnet import command
 from gluon_resnet.errors import InputError
-from gluon_resnet.files import replacing
-from gluon_resnet.records import RecordFile
+from imagenet_prep.encoding import encode_png
+from imagenet_prep.record_writer import write_listing, write_records
+from imagenet_prep.working import working_in
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 SPLITS = {"train": "train", "val": "t10k"}
 NUM_CLASSES = 10
-SHUFFLE_SEED = 100  # MXNet's im2rec.py shuffles with the same
 
 # Of the unpacked files: how gzip packed them differs from mirror to mirror.
 SHA256 = {
@@ -129,35 +125,22 @@ def read_split(
     return images, labels
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """The PNG file of a grey image (H, W), uint8."""
-    _, encoded = cv2.imencode(".png", image, (cv2.IMWRITE_PNG_COMPRESSION, 9))
-    return encoded.tobytes()
+def write_split(
+    prefix: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    keys: Iterable[int],
+    *,
+    shuffle: bool,
+) -> bool:
+    """Write PREFIX.lst, .rec and .idx of `images[key]` and `labels[key]` of each key.
 
-
-def write_records(
-    rec: Path, images: np.ndarray, labels: np.ndarray, keys: Sequence[int]
-) -> None:
-    """Write the file `rec` and its .idx: `images[key]` and `labels[key]` of each key.
-
-    Images are grey, uint8 (N, H, W); records stand in the order of `keys`. The .idx
-    appears last: where it is, the .rec is whole. Raises InputError when they cannot
-    be written.
+    Images are grey (N, H, W) or RGB (N, H, W, 3), uint8. Returns and raises what
+    record_writer's write_listing and write_records do.
     """
-    with replacing(rec.with_suffix(".idx")) as part_idx, replacing(rec) as part_rec:
-        try:
-            writer = MXIndexedRecordIO(str(part_idx), str(part_rec), "w")
-            for key in tqdm(keys, rec.stem, unit="image", disable=None):
-                header = IRHeader(0, int(labels[key]), key, 0)
-                writer.write_idx(key, pack(header, encode_png(images[key])))
-            writer.close()
-            # MXNet does not notice when the disk gets full as the file is closed.
-            RecordFile.open(part_rec, num_classes=NUM_CLASSES).read(keys[-1])
-        except (MXNetError, OSError, InputError) as error:
-            reason = str(error).splitlines()[-1]
-            raise InputError(
-                f"{rec} cannot be written ({reason}): make room or give another folder"
-            ) from error
+    rows = ((key, int(labels[key]), f"{prefix.name}/{key:05d}.png") for key in keys)
+    write_listing(prefix, rows, shuffle=shuffle)
+    return write_records(prefix, lambda key, _: encode_png(images[key]))
 
 
 def convert(
@@ -165,42 +148,27 @@ def convert(
 ) -> list[Path]:
     """Write the record files of both splits into `target`; returns those written.
 
-    A split whose files are there already is left alone. Raises InputError for IDX files
-    that are missing, damaged or not the published ones (`sha256`, by name), for other
-    records in the target and when it cannot be written.
+    What is there already is kept. Raises InputError for IDX files that are missing,
+    damaged or not the published ones (`sha256`, by name), where `target` holds records
+    of other images and when it cannot be written.
     """
+    splits = {split: read_split(source, split, sha256=sha256) for split in SPLITS}
     written = []
-    for split in SPLITS:
-        images, labels = read_split(source, split, sha256=sha256)
-        keys = list(range(len(labels)))
-        rec = target / f"{split}.rec"
-        if rec.exists() and rec.with_suffix(".idx").exists():
-            records = RecordFile.open(rec, num_classes=NUM_CLASSES)
-            if records.offsets.keys() != set(keys):
-                raise InputError(
-                    f"{rec} holds {len(records.offsets)} records, not the {len(keys)} "
-                    f"of {source}: remove it or give another --target"
-                )
-            continue
-        if split == "train":
-            random.Random(SHUFFLE_SEED).shuffle(keys)
-        with replacing(rec.with_suffix(".lst")) as listing:
-            lines = (f"{key}\t{labels[key]}\t{split}/{key:05d}.png\n" for key in keys)
-            listing.write_text("".join(lines), encoding="utf-8")
-        write_records(rec, images, labels, keys)
-        written.append(rec)
+    with working_in(target):
+        for split, (images, labels) in splits.items():
+            prefix, keys = target / split, range(len(labels))
+            if write_split(prefix, images, labels, keys, shuffle=split == "train"):
+                written.append(target / f"{split}.rec")
     return written
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Print the paths of the record files written."""
     written = convert(arguments.source, arguments.target)
-    for split in SPLITS:
-        rec = arguments.target / f"{split}.rec"
-        if rec in written:
-            print(rec)
-        else:
-            print(f"{rec} is there already", file=sys.stderr)
+    for path in written:
+        print(path)
+    if len(written) < len(SPLITS):
+        print(f"{arguments.target} held the rest already", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -19,14 +20,15 @@ from gluon_resnet import bundled, command
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
 from gluon_resnet.postprocess import load_class_names
+from imagenet_prep.encoding import encode_png
 from imagenet_prep.fashion_mnist import (
     DEBIAN_FOLDER,
     NUM_CLASSES,
     SHA256,
-    encode_png,
     read_split,
-    write_records,
+    write_split,
 )
+from imagenet_prep.working import working_in
 
 PER_CLASS = 50
 
@@ -68,12 +70,20 @@ def make_sample(
     Raises InputError for IDX files that are missing, damaged or not the published ones
     (`sha256`, by name), and when `target` cannot be written.
     """
-    for split, rec in (("train", bundled.TRAIN_REC), ("val", bundled.VAL_REC)):
-        images, labels = read_split(source, split, sha256=sha256)
-        keys = first_of_each_class(labels, PER_CLASS)
-        write_records(target / rec.name, images, labels, keys)
-    # What was read last is the test split.
-    write_images(target / bundled.IMAGES.name, images, labels)
+    records = {"train": bundled.TRAIN_REC.stem, "val": bundled.VAL_REC.stem}
+    splits = {split: read_split(source, split, sha256=sha256) for split in records}
+    # Not into `target` at once: what is there already would be kept.
+    with (
+        working_in(target),
+        TemporaryDirectory(dir=target, prefix=".sample.") as folder,
+    ):
+        for split, (images, labels) in splits.items():
+            prefix = Path(folder, records[split])
+            keys = first_of_each_class(labels, PER_CLASS)
+            write_split(prefix, images, labels, keys, shuffle=False)
+            for path in (prefix.with_suffix(".rec"), prefix.with_suffix(".idx")):
+                path.replace(target / path.name)
+        write_images(target / bundled.IMAGES.name, *splits["val"])
 
 
 def main(arguments: argparse.Namespace) -> None:

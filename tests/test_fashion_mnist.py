@@ -3,23 +3,20 @@
 
 import gzip
 import hashlib
-import os
 import re
+import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from mxnet import MXNetError
-from mxnet.recordio import MXIndexedRecordIO
 
 from gluon_resnet import bundled
 from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import read_image
 from gluon_resnet.records import RecordFile
 from imagenet_prep import make_sample as sample
-from imagenet_prep.fashion_mnist import convert, read_idx, read_split, write_records
+from imagenet_prep.fashion_mnist import convert, read_idx, read_split
 from imagenet_prep.make_sample import first_of_each_class, make_sample
 
 NO_SUMS = {}
@@ -59,6 +56,10 @@ def error_of(function, *arguments, **options):
         function(*arguments, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def content_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_split_holds_what_the_files_hold(source, images, labels):
@@ -156,14 +157,11 @@ def test_only_the_training_split_is_shuffled(source, tmp_path):
 def test_two_runs_write_the_same_bytes(source, tmp_path):
     for name in ("a", "b"):
         convert(source, tmp_path / name, sha256=NO_SUMS)
-    files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert files == sorted(
+    content = content_of(tmp_path / "a")
+    assert content == content_of(tmp_path / "b")
+    assert content.keys() == {
         f"{s}.{e}" for s in ("train", "val") for e in ("rec", "idx", "lst")
-    )
-    for name in files:
-        assert (tmp_path / "a" / name).read_bytes() == (
-            tmp_path / "b" / name
-        ).read_bytes()
+    }
 
 
 def test_finished_files_are_left_alone(source, tmp_path):
@@ -175,68 +173,56 @@ def test_finished_files_are_left_alone(source, tmp_path):
         assert convert(source, target, sha256=NO_SUMS) == [target / "val.rec"]
 
 
-def test_target_with_other_records_is_refused(source, tmp_path, images, labels):
-    rec = tmp_path / "train.rec"
-    write_records(rec, images, labels, range(10))
-    assert error_of(convert, source, tmp_path, sha256=NO_SUMS) == (
-        f"{rec} holds 10 records, not the {COUNT} of {source}: remove it or give "
-        "another --target"
-    )
-
-
-def test_records_that_cannot_be_written_leave_nothing(
-    tmp_path, images, labels, monkeypatch
+def test_target_with_records_of_other_images_is_refused(
+    source, tmp_path, images, labels
 ):
-    def fails(self, key, content):
-        raise MXNetError("Traceback\nFileStream.Write incomplete")
-
-    monkeypatch.setattr(MXIndexedRecordIO, "write_idx", fails)
-    rec = tmp_path / "train.rec"
-    assert error_of(write_records, rec, images, labels, range(10)) == (
-        f"{rec} cannot be written (FileStream.Write incomplete): make room or give "
-        "another folder"
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_records_cut_short_by_a_full_disk_leave_nothing(
-    tmp_path, images, labels, monkeypatch
-):
-    close = MXIndexedRecordIO.close
-
-    def cut_short(self):
-        close(self)
-        path = Path(self.uri.value.decode())
-        os.truncate(path, path.stat().st_size - 100)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MXIndexedRecordIO, "close", cut_short)
-        message = error_of(
-            write_records, tmp_path / "train.rec", images, labels, range(10)
-        )
-    assert "the file ends within it" in message
-    assert list(tmp_path.iterdir()) == []
+    target = tmp_path / "target"
+    convert(source, target, sha256=NO_SUMS)
+    before = content_of(target)
+    for wrong_images, wrong_labels in (
+        (images, labels[::-1].copy()),
+        (255 - images, labels),
+    ):
+        write_idx_files(source, idx(wrong_images), idx(wrong_labels))
+        message = error_of(convert, source, target, sha256=NO_SUMS)
+        assert message.startswith(f"{target / 'train'}.rec was begun with ")
+        assert content_of(target) == before
 
 
 def test_sample_is_the_first_images_of_each_class(
     source, tmp_path, images, labels, monkeypatch
 ):
     monkeypatch.setattr(sample, "PER_CLASS", 2)
-    make_sample(source, tmp_path, sha256=NO_SUMS)
+    target = tmp_path / "target"
+    make_sample(source, target, sha256=NO_SUMS)
     for path in (bundled.TRAIN_REC, bundled.VAL_REC):
-        records = RecordFile.open(tmp_path / path.name, num_classes=10)
+        records = RecordFile.open(target / path.name, num_classes=10)
         positions = list(records.offsets)
         assert positions == sorted(positions)
         for label in range(10):
             of_label = [key for key in positions if records.read(key)[0] == label]
             assert of_label == np.flatnonzero(labels == label)[:2].tolist()
-    paths = sorted((tmp_path / "images").iterdir())
+    paths = sorted((target / "images").iterdir())
     assert [path.name for path in paths] == [
         path.name for path in sorted(bundled.IMAGES.iterdir())
     ]
     for label, path in enumerate(paths):
         first = images[np.flatnonzero(labels == label)[0]]
         np.testing.assert_array_equal(read_image(path), np.dstack([first] * 3))
+
+
+def test_sample_takes_the_place_of_the_one_before(source, tmp_path, monkeypatch):
+    target, other = tmp_path / "target", tmp_path / "other"
+    for per_class, folder in ((1, target), (2, target), (2, other)):
+        monkeypatch.setattr(sample, "PER_CLASS", per_class)
+        make_sample(source, folder, sha256=NO_SUMS)
+        shutil.rmtree(folder / "images")
+    assert content_of(target) == content_of(other)
+    assert content_of(target).keys() == {
+        path.with_suffix(suffix).name
+        for path in (bundled.TRAIN_REC, bundled.VAL_REC)
+        for suffix in (".rec", ".idx")
+    }
 
 
 def test_sample_wants_enough_images_of_each_class(labels):

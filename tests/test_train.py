@@ -27,7 +27,7 @@ from gluon_resnet.train import (
     smooth_one_hot,
     train,
 )
-from imagenet_prep.fashion_mnist import write_records
+from imagenet_prep.fashion_mnist import write_split
 
 TOY = replace(
     RECIPES["fashion_mnist"],
@@ -45,9 +45,9 @@ def rec(tmp_path_factory):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, COUNT)
     images = rng.integers(0, 128, (COUNT, 8, 8)) + 127 * labels[:, None, None]
-    path = tmp_path_factory.mktemp("toy") / "toy.rec"
-    write_records(path, images.astype(np.uint8), labels, range(COUNT))
-    return path
+    prefix = tmp_path_factory.mktemp("toy") / "toy"
+    write_split(prefix, images.astype(np.uint8), labels, range(COUNT), shuffle=False)
+    return prefix.with_suffix(".rec")
 
 
 @pytest.fixture(scope="module")
