@@ -130,7 +130,7 @@ def bare_symbol(key: str) -> str:
 
     It depends on how many networks the exporting process had made.
     """
-    return _SYMBOL_PREFIX.sub("", key)
+    return _SYMBOL_PREFIX.sub("", key, count=1)
 
 
 LAYOUTS = (

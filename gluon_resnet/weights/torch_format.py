@@ -117,7 +117,7 @@ def read_legacy(file: mmap.mmap) -> dict[str, np.ndarray]:
     content, storages = _describe(file)
     keys, _ = _describe(file)
     view, position, stored = memoryview(file), file.tell(), {}
-    for key in keys:
+    for key in map(_checked, keys):
         (count,) = struct.unpack_from("<q", view, position)
         end = position + 8 + count * storages[key].dtype.itemsize
         stored[key] = view[position + 8 : end]
@@ -204,9 +204,9 @@ def _describe(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
             stack[-1].extend(items)
         elif instruction == "SETITEM":
             key, value = stack.pop(-2), stack.pop()
-            stack[-1][key] = value
+            stack[-1][_checked(key)] = value
         elif instruction == "SETITEMS":
-            stack[-1].update(zip(items[::2], items[1::2]))
+            stack[-1].update(zip(map(_checked, items[::2]), items[1::2]))
         elif instruction in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
         elif instruction == "MEMOIZE":
@@ -223,8 +223,9 @@ def _describe(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
             stack[-1] = _result(stack[-1], arguments)
         elif instruction == "BINPERSID":
             _, function, key, *_ = stack.pop()
-            storages[key] = _Storage(key, _DTYPES[function.name])
-            stack.append(storages[key])
+            storage = _Storage(_checked(key), _DTYPES[function.name])
+            storages[key] = storage
+            stack.append(storage)
         elif instruction == "BUILD":  # attributes, such as a state_dict's versions
             stack.pop()
         elif instruction not in ("PROTO", "FRAME", "STOP"):
@@ -245,9 +246,19 @@ def _known(function: str) -> str:
     return function
 
 
+def _checked(key: Any) -> Any:
+    """Return the key of a dictionary unless it is a tuple.
+
+    Hashing tuples that are nested deep enough would crash the interpreter.
+    """
+    if isinstance(key, tuple):
+        raise ValueError("a dictionary with a key that is a tuple")
+    return key
+
+
 def _result(function: _Function, arguments: tuple) -> Any:
-    if function.name == _DICT:
-        return dict(*arguments)
+    if function.name == _DICT:  # with pairs where Python 2 wrote it
+        return {_checked(key): value for pairs in arguments for key, value in pairs}
     if function.name == _TENSOR:
         return _Tensor(*arguments[:4])
     if function.name == _PARAMETER:
