@@ -22,15 +22,15 @@ __version__ = "0.1.0"
 # images or prints help never needs it.
 _LAZY = {
     "classifier": ("Classifier", "inference_model", "init_model"),
+    "create": ("create_model",),
     "models": (
         "complexity",
-        "create_model",
         "extract_feat",
         "list_models",
         "model_spec",
         "set_drop_block",
     ),
-    "weights": ("LoadReport", "list_weights", "load_weights"),
+    "weights": ("LoadReport", "list_weights", "load_weights", "save_weights"),
 }
 _HOMES = {name: module for module, names in _LAZY.items() for name in names}
 

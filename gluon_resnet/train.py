@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from gluon_resnet import command
 from gluon_resnet.card import Card, write_card
+from gluon_resnet.create import create_model
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
-from gluon_resnet.models import create_model
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.records import (
     Batch,

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All networks: `create_model` builds one, `list_models` names them."""
+"""All networks: `list_models` names them, `models.resnet` builds one."""
 
 from gluon_resnet.models.catalog import CATALOG, ModelSpec, list_models, model_spec
 from gluon_resnet.models.complexity import Complexity, complexity
-from gluon_resnet.models.create import create_model
 from gluon_resnet.models.features import extract_feat, last_map
 from gluon_resnet.models.regularisers import set_drop_block
 
@@ -12,7 +11,6 @@ __all__ = [
     "Complexity",
     "ModelSpec",
     "complexity",
-    "create_model",
     "extract_feat",
     "last_map",
     "list_models",

@@ -10,6 +10,7 @@ from gluon_resnet.weights.published import (
     checkpoint,
     list_weights,
 )
+from gluon_resnet.weights.save import save_weights
 
 __all__ = [
     "DEFAULT_WEIGHTS",
@@ -20,4 +21,5 @@ __all__ = [
     "list_weights",
     "load_weights",
     "read_tensors",
+    "save_weights",
 ]

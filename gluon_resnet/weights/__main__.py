@@ -65,7 +65,7 @@ def _verify_layouts(arguments: argparse.Namespace) -> int:
     from gluon_resnet.weights.verify import verify_layouts
 
     failed = 0
-    for proof in verify_layouts():
+    for proof in verify_layouts(arguments.pattern):
         failed += not proof.passed
         line = json.dumps(dataclasses.asdict(proof)) if arguments.json else str(proof)
         print(line, flush=True)

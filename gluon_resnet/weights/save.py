@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`save_weights`: a network's parameters into a file that others read."""
 
-import os
 from pathlib import Path
 from typing import Union
 
 from mxnet.gluon import HybridBlock
 
 from gluon_resnet.errors import InputError
+from gluon_resnet.files import replacing
 from gluon_resnet.weights import layouts
 
 
@@ -22,13 +22,8 @@ def save_weights(net: HybridBlock, path: Union[str, Path]) -> Path:
     """
     path = Path(path)
     check_suffix(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        _write(net, partial, path.suffix)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as part:
+        _write(net, part)
     return path
 
 
@@ -41,8 +36,8 @@ def check_suffix(path: Path) -> None:
         )
 
 
-def _write(net: HybridBlock, path: Path, suffix: str) -> None:
-    if suffix == ".params":
+def _write(net: HybridBlock, path: Path) -> None:
+    if path.suffix == ".params":
         net.save_parameters(str(path))
         return
     from safetensors.numpy import save

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`create_model` with published weights: other classes, other channels."""
+
+import mxnet as mx
+import numpy as np
+import pytest
+from draw import draw_images, draw_tensor
+
+from gluon_resnet import create, create_model, save_weights
+from gluon_resnet.errors import InputError
+
+MODELS = ["resnet18_v1b", "resnet18_v2", "resnest14d", "cifar_resnet20_v1"]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def published(request, tmp_path_factory):
+    """A net with drawn parameters, and a file of them in the place of its download."""
+    net = create_model(request.param)
+    for name, parameter in net._collect_params_with_prefix().items():
+        is_frozen = parameter.grad_req == "null" and "running" not in name
+        if not is_frozen:
+            key = name.replace("gamma", "weight")
+            parameter.set_data(mx.nd.array(draw_tensor(key, parameter.shape)))
+    path = tmp_path_factory.mktemp("cache") / "weights.params"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(create, "fetch", lambda row, accept_licence: path)
+        yield save_weights(net, path) and net
+
+
+def pretrained(net, **options):
+    return create_model(net.spec.name, pretrained=True, **options)
+
+
+IMAGES = mx.nd.array(draw_images((2, 3, 32, 32)))
+
+
+def test_weights_are_the_published_ones(published):
+    ours = pretrained(published)
+    np.testing.assert_array_equal(ours(IMAGES).asnumpy(), published(IMAGES).asnumpy())
+
+
+def test_another_number_of_classes_keeps_all_but_the_classifier(published):
+    net = pretrained(published, num_classes=7)
+    assert net(IMAGES).shape == (2, 7)
+    for name, parameter in published._collect_params_with_prefix().items():
+        if not name.startswith("fc."):
+            other = net._collect_params_with_prefix()[name]
+            assert (other.data() == parameter.data()).asnumpy().all()
+
+
+def test_one_channel_answers_as_three_equal_ones(published):
+    if published.spec.family == "v2":
+        pytest.skip("its input norm has statistics of its own for each channel")
+    grey = mx.nd.array(draw_images((2, 1, 32, 32)))
+    expected = published(mx.nd.tile(grey, (1, 3, 1, 1))).asnumpy()
+    found = pretrained(published, in_channels=1)(grey).asnumpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_six_channels_answer_as_the_image_twice(published):
+    expected = published(IMAGES).asnumpy()
+    twice = mx.nd.concat(IMAGES, IMAGES, dim=1)
+    found = pretrained(published, in_channels=6)(twice).asnumpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("in_channels", [2, 4, 5])
+def test_kernels_are_repeated_and_scaled_as_timms(in_channels):
+    kernel = np.arange(2 * 3 * 9, dtype=np.float32).reshape(2, 3, 3, 3)
+    adapted = create._adapted_kernel(kernel, in_channels)
+    for channel in range(in_channels):
+        expected = kernel[:, channel % 3] * (3 / in_channels)
+        np.testing.assert_allclose(adapted[:, channel], expected)
+
+
+def test_norm_of_one_channel_has_the_mean_statistics():
+    values = create._adapted_norm(np.float32([1, 2, 6]), 1)
+    np.testing.assert_array_equal(values, [3])
+    np.testing.assert_array_equal(
+        create._adapted_norm(np.float32([1, 2, 6]), 4), [1, 2, 6, 1]
+    )
+
+
+def test_tag_may_stand_in_the_name_or_apart(monkeypatch):
+    asked = []
+
+    def fetch(row, accept_licence):
+        asked.append(row.name)
+        raise InputError("stop")
+
+    monkeypatch.setattr(create, "fetch", fetch)
+    for name, tag in (("resnet50.tv_in1k", True), ("resnet50", "tv_in1k")):
+        with pytest.raises(InputError, match=r"^stop$"):
+            create_model(name, pretrained=tag)
+    assert asked == ["resnet50_v1b.tv_in1k"] * 2
