@@ -111,13 +111,13 @@ def _recognise(
 ) -> tuple[str, dict[str, str]]:
     """Return the layout that explains most of the file's keys, and its keys."""
     parameters = net._collect_params_with_prefix()
-    candidates = [
-        (layout.__name__, keys)
-        for layout in LAYOUTS
-        if (keys := layout(net.spec, list(parameters)))
-    ]
     exported = {n: bare_symbol(p.name) for n, p in parameters.items()}
-    candidates.append(("exported", exported))
+    candidates = [("exported", exported)]
+    for layout in LAYOUTS:
+        if keys := layout(net.spec, list(parameters)):
+            candidates.append((layout.__name__, keys))
+            if tensors.keys() == set(keys.values()):
+                break  # the others cost time
     return max(candidates, key=lambda item: len(tensors.keys() & item[1].values()))
 
 
