@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from gluon_resnet.preprocess import Protocol, _resize
+from gluon_resnet.preprocess import Protocol, resize_image
 
 Rgb = tuple[int, int, int]
 
@@ -52,7 +52,7 @@ def random_resized_crop(
     """
     top, left, height, width = random_box(*image.shape[:2], rng, area=area, ratio=ratio)
     square = Protocol(size, 1, interpolation, "warp", library)
-    return _resize(image[top : top + height, left : left + width], square)
+    return resize_image(image[top : top + height, left : left + width], square)
 
 
 def random_box(

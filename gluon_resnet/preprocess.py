@@ -138,7 +138,7 @@ def preprocess(
     Raises InputError for a bad image or keyword.
     """
     protocol = Protocol(size, crop_pct, interpolation, resize, library, mean, std)
-    pixels = _resize(image, protocol)
+    pixels = resize_image(image, protocol)
     return _crop(pixels, *_centre(pixels, protocol), protocol)
 
 
@@ -162,7 +162,7 @@ def ten_crop(image: ImageSource, **fields) -> np.ndarray:
     image, fields and errors are `preprocess`'s.
     """
     protocol = Protocol(**fields)
-    pixels = _resize(image, protocol)
+    pixels = resize_image(image, protocol)
     bottom, right = (side - protocol.size for side in pixels.shape[:2])
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
     return np.stack(
@@ -227,7 +227,7 @@ def _check_pixel_count(width: int, height: int) -> None:
         )
 
 
-def _resize(image: ImageSource, protocol: Protocol) -> np.ndarray:
+def resize_image(image: ImageSource, protocol: Protocol) -> np.ndarray:
     """Return uint8 (H, W, 3), whose short side is at least protocol.size."""
     if not isinstance(image, np.ndarray):
         image = _open_rgb(image)

@@ -9,25 +9,19 @@ and 3). What lies inside, header and encoded image, is mxnet.recordio's.
 """
 
 import struct
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from os import SEEK_CUR
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from gluon_resnet.errors import InputError
-from gluon_resnet.preprocess import Protocol, preprocess_batch, read_image
+from gluon_resnet.preprocess import read_image
 
 MAGIC = bytes.fromhex("0a23d7ce")
 # The number of labels that follow, 0 for the one beside it; the label; two identifiers.
 HEADER = struct.Struct("<IfQQ")
-Read = Callable[[int], tuple[int, np.ndarray]]
-Batch = tuple[np.ndarray, np.ndarray]
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -127,61 +121,6 @@ class RecordFile:
         )
 
 
-def in_memory(records: RecordFile) -> Read:
+def in_memory(records: RecordFile) -> Callable[[int], tuple[int, np.ndarray]]:
     """Decode every record once; for data sets that fit in memory."""
     return {key: records.read(key) for key in records.offsets}.__getitem__
-
-
-def permutation(keys: Iterable[int], *, seed: int, epoch: int) -> list[int]:
-    """All keys, each once, in an order that `seed` and `epoch` alone decide."""
-    return np.random.default_rng((seed, epoch)).permutation(list(keys)).tolist()
-
-
-def training_batches(
-    keys: Sequence[int],
-    read: Read,
-    *,
-    batch_size: int,
-    protocol: Protocol,
-    augment: Callable[[np.ndarray, np.random.Generator], np.ndarray],
-    seed: int,
-    epoch: int,
-) -> Iterator[Batch]:
-    """Batches of images, float32 (N, 3, H, W), and labels, int64 (N,), for an epoch.
-
-    Keys are permuted; those that fill no whole batch are left out. `augment` turns
-    uint8 images (N, H, W, 3) into the same.
-    """
-    order = permutation(keys, seed=seed, epoch=epoch)
-    for start in range(0, len(order) - batch_size + 1, batch_size):
-        rng = np.random.default_rng((seed, epoch, start))
-        labels, images = zip(*map(read, order[start : start + batch_size]))
-        if len({image.shape for image in images}) > 1:
-            raise InputError(
-                "the training images differ in size: write the record file anew from "
-                "images of one size"
-            )
-        images = augment(np.stack(images), rng)
-        yield preprocess_batch(images, **asdict(protocol)), np.array(labels)
-
-
-def validation_batches(
-    keys: Sequence[int], read: Read, *, batch_size: int, protocol: Protocol
-) -> Iterator[Batch]:
-    """Batches of all images in order; the last one may be smaller.
-
-    Images are float32 (N, 3, size, size) after preprocess, labels int64 (N,).
-    """
-    for start in range(0, len(keys), batch_size):
-        labels, images = zip(*map(read, keys[start : start + batch_size]))
-        yield preprocess_batch(images, **asdict(protocol)), np.array(labels)
-
-
-def prefetch(items: Iterable[Item], *, depth: int = 4) -> Iterator[Item]:
-    """The same items, prepared by one thread up to `depth` ahead."""
-    iterator, end = iter(items), object()
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        ahead = deque(worker.submit(next, iterator, end) for _ in range(depth))
-        while (item := ahead.popleft().result()) is not end:
-            ahead.append(worker.submit(next, iterator, end))
-            yield item

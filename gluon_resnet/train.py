@@ -8,32 +8,31 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Optional
 
 import mxnet as mx
-import numpy as np
 from mxnet import autograd, gluon
 from mxnet.gluon import HybridBlock, nn
 from tqdm import tqdm
 
 from gluon_resnet import command
+from gluon_resnet.augment import one_hot, pad_and_crop, random_erasing, random_flip
 from gluon_resnet.card import Card, write_card
 from gluon_resnet.create import create_model
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
-from gluon_resnet.preprocess import Protocol
-from gluon_resnet.records import (
+from gluon_resnet.loader import (
     Batch,
-    RecordFile,
-    in_memory,
-    prefetch,
+    Transform,
     training_batches,
     validation_batches,
 )
+from gluon_resnet.preprocess import Protocol
+from gluon_resnet.records import RecordFile, in_memory
 from gluon_resnet.validate import validate
 
 log = logging.getLogger(__name__)
@@ -93,45 +92,14 @@ def learning_rate(recipe: Recipe, epochs_done: float) -> float:
     return recipe.learning_rate * (1 + math.cos(math.pi * share)) / 2
 
 
-def augment(
-    images: np.ndarray, rng: np.random.Generator, *, recipe: Recipe
-) -> np.ndarray:
-    """Random crop, mirror and erasing of uint8 images (N, H, W, 3), each its own."""
-    count, height, width, _ = images.shape
-    pad = recipe.pad
-    padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(
-        padded, (height, width), axis=(1, 2)
+def transforms(recipe: Recipe) -> tuple[Transform, ...]:
+    """What is done to a training image, in this order."""
+    fill = tuple(round(255 * mean) for mean in recipe.protocol.mean)
+    erasing = partial(
+        random_erasing, probability=recipe.erase, fill=fill, area=(0.02, 0.2)
     )
-    top, left = rng.integers(0, 2 * pad + 1, (2, count))
-    # (N, 3, H, W) -> (N, H, W, 3)
-    images = windows[np.arange(count), top, left].transpose(0, 2, 3, 1).copy()
-    if recipe.flip:
-        mirrored = rng.random(count) < 0.5
-        images[mirrored] = images[mirrored, :, ::-1]
-    erased = erased_pixels(count, height, width, rng)
-    erased &= (rng.random(count) < recipe.erase)[:, None, None]
-    images[erased] = np.round(255 * np.array(recipe.protocol.mean))
-    return images
-
-
-def erased_pixels(
-    count: int, height: int, width: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Mask (N, H, W) of a random rectangle in each image (arXiv:1708.04896).
-
-    It covers 2 to 20 % of the image where it does not reach over the border, with an
-    aspect ratio of 0.3 to 3.3; its centre is anywhere.
-    """
-    area = rng.uniform(0.02, 0.2, count) * height * width
-    aspect = np.exp(rng.uniform(np.log(0.3), np.log(1 / 0.3), count))
-    extents = (np.sqrt(area * aspect), height), (np.sqrt(area / aspect), width)
-    rows, columns = (
-        np.abs(np.arange(size) - rng.uniform(0, size, count)[:, None])
-        < extent[:, None] / 2
-        for extent, size in extents
-    )
-    return rows[:, :, None] & columns[:, None, :]
+    crop = partial(pad_and_crop, pad=recipe.pad)
+    return (crop, random_flip, erasing) if recipe.flip else (crop, erasing)
 
 
 class _MeanPool(nn.GlobalAvgPool2D):
@@ -168,13 +136,6 @@ def train(
     ctx = ctx or mx.cpu()
     train_records = RecordFile.open(train_rec, num_classes=recipe.num_classes)
     val_records = RecordFile.open(val_rec, num_classes=recipe.num_classes)
-    steps = len(train_records.offsets) // recipe.batch_size
-    if steps == 0:
-        raise InputError(
-            f"{train_rec} holds {len(train_records.offsets)} records, fewer than a "
-            f"batch of {recipe.batch_size}: give a larger file"
-        )
-
     mx.random.seed(recipe.seed)
     net = create_model(recipe.model, num_classes=recipe.num_classes, ctx=ctx)
     net.pool = _MeanPool()
@@ -209,30 +170,29 @@ def train(
             read_train,
             batch_size=recipe.batch_size,
             protocol=recipe.protocol,
-            augment=partial(augment, recipe=recipe),
+            transforms=transforms(recipe),
             seed=recipe.seed,
             epoch=epoch,
         )
-        bar = tqdm(prefetch(batches), f"epoch {epoch + 1}", steps, disable=None)
-        loss = train_epoch(
-            recipe, net, trainer, bar, epoch=epoch, num_steps=steps, ctx=ctx
-        )
+        bar = tqdm(batches, f"epoch {epoch + 1}", unit="batch", disable=None)
+        loss = train_epoch(recipe, net, trainer, bar, epoch=epoch, ctx=ctx)
+        num_trained = len(batches) * recipe.batch_size
         trained = time.perf_counter()
         copy_parameters(net, val_net)
-        batches = validation_batches(
+        val_batches = validation_batches(
             list(val_records.offsets),
             read_val,
             batch_size=recipe.batch_size,
             protocol=recipe.protocol,
         )
-        accuracy = validate(val_net, prefetch(batches), ctx=ctx)
+        accuracy = validate(val_net, val_batches, ctx=ctx)
         entry = {
             "epoch": epoch + 1,
             "loss": loss,
             "top1": accuracy.top1,
             "top5": accuracy.top5,
             "seconds": time.perf_counter() - started,
-            "images_per_second": steps * recipe.batch_size / (trained - started),
+            "images_per_second": num_trained / (trained - started),
         }
         history.append(entry)
         log.info("%s", json.dumps(entry))
@@ -248,10 +208,9 @@ def train_epoch(
     recipe: Recipe,
     net: HybridBlock,
     trainer: gluon.Trainer,
-    batches: Iterable[Batch],
+    batches: Collection[Batch],
     *,
     epoch: int,
-    num_steps: int,
     ctx: mx.Context,
 ) -> float:
     """One pass over the batches; returns the mean loss.
@@ -261,10 +220,11 @@ def train_epoch(
     loss_function = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
     total = 0.0
     for step, (images, labels) in enumerate(batches):
-        trainer.set_learning_rate(learning_rate(recipe, epoch + step / num_steps))
-        targets = smooth_one_hot(mx.nd.array(labels, ctx=ctx), recipe)
+        trainer.set_learning_rate(learning_rate(recipe, epoch + step / len(batches)))
+        targets = one_hot(labels, recipe.num_classes, smoothing=recipe.label_smoothing)
         with autograd.record():
-            losses = loss_function(net(mx.nd.array(images, ctx=ctx)), targets)
+            logits = net(mx.nd.array(images, ctx=ctx))
+            losses = loss_function(logits, mx.nd.array(targets, ctx=ctx))
         losses.backward()
         trainer.step(recipe.batch_size)
         loss = losses.mean().asscalar()
@@ -277,18 +237,7 @@ def train_epoch(
     # The last backward pass updates running statistics, and MXNet does not make those
     # wait who read them.
     mx.nd.waitall()
-    return total / num_steps
-
-
-def smooth_one_hot(labels: mx.nd.NDArray, recipe: Recipe) -> mx.nd.NDArray:
-    """Targets (N, classes) of labels (N,), smoothed as in arXiv:1512.00567, sec. 7."""
-    share = recipe.label_smoothing / recipe.num_classes
-    return mx.nd.one_hot(
-        labels,
-        recipe.num_classes,
-        on_value=1 - recipe.label_smoothing + share,
-        off_value=share,
-    )
+    return total / len(batches)
 
 
 def copy_parameters(net: HybridBlock, target: HybridBlock) -> None:

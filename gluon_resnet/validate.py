@@ -17,7 +17,8 @@ from tqdm import tqdm
 from gluon_resnet import command
 from gluon_resnet.classifier import Classifier, init_model
 from gluon_resnet.errors import InputError
-from gluon_resnet.records import Batch, RecordFile, prefetch, validation_batches
+from gluon_resnet.loader import Batch, validation_batches
+from gluon_resnet.records import RecordFile
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,8 @@ def validate_file(model: Classifier, rec: Path, *, batch_size: int = 32) -> dict
         batch_size=batch_size,
         protocol=model.protocol,
     )
-    total = -(-len(records.offsets) // batch_size)
     started = time.perf_counter()
-    bar = tqdm(prefetch(batches), rec.name, total, unit="batch", disable=None)
+    bar = tqdm(batches, rec.name, unit="batch", disable=None)
     accuracy = validate(model.net, bar, ctx=model.ctx)
     return {
         "model": model.name,

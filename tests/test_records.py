@@ -2,7 +2,6 @@
 """Reading record files, and batches of their images."""
 
 import re
-import threading
 
 import cv2
 import mxnet as mx
@@ -11,15 +10,12 @@ import pytest
 from mxnet.recordio import IRHeader, MXIndexedRecordIO, pack
 
 from gluon_resnet.errors import InputError
+from gluon_resnet.loader import validation_batches
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.records import (
     MAGIC,
     RecordFile,
     in_memory,
-    permutation,
-    prefetch,
-    training_batches,
-    validation_batches,
 )
 
 PROTOCOL = Protocol(size=8, crop_pct=1)
@@ -58,20 +54,6 @@ def records(path):
 
 def same(image, rng):
     return image
-
-
-def epoch_of(records, *, batch_size=3, seed=0, epoch=0, augment=same):
-    return list(
-        training_batches(
-            list(records.offsets),
-            records.read,
-            batch_size=batch_size,
-            protocol=PROTOCOL,
-            augment=augment,
-            seed=seed,
-            epoch=epoch,
-        )
-    )
 
 
 def test_keys_stand_in_the_order_of_the_file(records):
@@ -204,52 +186,6 @@ def test_memory_holds_what_the_file_holds(records):
         np.testing.assert_array_equal(read(key)[1], records.read(key)[1])
 
 
-def test_permutation_holds_every_key_once_and_follows_from_seed_and_epoch():
-    keys = range(100, 200)
-    orders = {
-        (seed, epoch): permutation(keys, seed=seed, epoch=epoch)
-        for seed in (0, 1)
-        for epoch in (0, 1)
-    }
-    for (seed, epoch), order in orders.items():
-        assert sorted(order) == list(keys)
-        assert order == permutation(keys, seed=seed, epoch=epoch)
-    assert len({tuple(order) for order in orders.values()}) == 4
-
-
-def test_training_epoch_shows_each_image_at_most_once_in_whole_batches(records):
-    batches = epoch_of(records)
-    assert [images.shape for images, _ in batches] == [(3, 3, 8, 8)] * 2
-    assert batches[0][0].dtype == np.float32
-    assert len({image.tobytes() for images, _ in batches for image in images}) == 6
-
-
-def test_training_epoch_is_the_same_again_and_differs_from_the_next(records):
-    def noisy(images, rng):
-        return images ^ rng.integers(0, 2, images.shape, dtype=np.uint8)
-
-    first, again, later = (
-        np.concatenate(
-            [images for images, _ in epoch_of(records, epoch=e, augment=noisy)]
-        )
-        for e in (0, 0, 1)
-    )
-    np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, later)
-
-
-def test_training_images_of_several_sizes_are_refused(tmp_path):
-    content = [
-        pack(IRHeader(0, 0, size, 0), png(np.zeros((size, 8, 3), np.uint8)))
-        for size in (8, 9)
-    ]
-    path = write(tmp_path / "a.rec", enumerate(content))
-    assert error_of(epoch_of, RecordFile.open(path, num_classes=1), batch_size=2) == (
-        "the training images differ in size: write the record file anew from images "
-        "of one size"
-    )
-
-
 def test_validation_shows_each_image_once_in_order(records):
     batches = list(
         validation_batches(KEYS, records.read, batch_size=3, protocol=PROTOCOL)
@@ -262,31 +198,6 @@ def test_validation_shows_each_image_once_in_order(records):
     np.testing.assert_array_equal(
         pixels.round(), np.stack([image_of(key) for key in KEYS])
     )
-
-
-def test_prefetching_changes_nothing_and_runs_ahead():
-    ahead = threading.Event()
-
-    def items():
-        yield from range(3)
-        ahead.set()
-        yield from range(3, 10)
-
-    iterator = prefetch(items())
-    assert next(iterator) == 0
-    assert ahead.wait(timeout=10)
-    assert list(iterator) == list(range(1, 10))
-
-
-def test_prefetching_passes_errors_on():
-    def items():
-        yield 1
-        raise InputError("a is b")
-
-    iterator = prefetch(items())
-    assert next(iterator) == 1
-    with pytest.raises(InputError, match=r"^a is b$"):
-        next(iterator)
 
 
 def test_mxnet_reads_the_same(path, records):

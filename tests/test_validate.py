@@ -13,8 +13,9 @@ import pytest
 
 from gluon_resnet import bundled
 from gluon_resnet.errors import InputError
+from gluon_resnet.loader import validation_batches
 from gluon_resnet.preprocess import Protocol
-from gluon_resnet.records import RecordFile, validation_batches
+from gluon_resnet.records import RecordFile
 from gluon_resnet.validate import Accuracy, validate, validate_file
 
 
