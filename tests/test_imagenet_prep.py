@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import cv2
 import killing
@@ -21,8 +22,10 @@ import pytest
 from scipy.io import savemat
 from small_archives import EVIL_MEMBERS, jpeg, member, tar, tgz
 
+from gluon_resnet.augment import random_flip, random_resized_crop
 from gluon_resnet.errors import InputError
-from gluon_resnet.preprocess import read_image
+from gluon_resnet.loader import training_batches
+from gluon_resnet.preprocess import Protocol, read_image
 from imagenet_prep import imagenet
 from imagenet_prep.encoding import Encoding
 from imagenet_prep.imagenet import DEVKIT, TRAIN_ARCHIVE, VAL_ARCHIVE, DataSet, prepare
@@ -587,6 +590,25 @@ def test_ten_thousand_images_survive_kills_at_random_times(tmp_path):
         label, image = records.read(key)
         assert label == key // 800
         assert min(image.shape[:2]) == 48
+    assert epoch_sum(target, workers=2) == epoch_sum(tmp_path / "workers1", workers=1)
+
+
+def epoch_sum(target, *, workers):
+    """Digest of what an epoch of training sees."""
+    digest = hashlib.sha256()
+    records = records_of(target / "train.rec", num_classes=10)
+    for images, labels in training_batches(
+        list(records.offsets),
+        records.read,
+        batch_size=100,
+        protocol=Protocol(size=32),
+        transforms=(partial(random_resized_crop, size=32), random_flip),
+        seed=0,
+        epoch=1,
+        workers=workers,
+    ):
+        digest.update(images.tobytes() + labels.tobytes())
+    return digest.hexdigest()
 
 
 def sum_of(folder):
