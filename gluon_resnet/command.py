@@ -12,11 +12,20 @@ from gluon_resnet.errors import InputError
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but not that an option is off when it is not given."""
+
+    def _get_help_string(self, action: argparse.Action) -> Optional[str]:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that shows defaults and answers a mistake with one line."""
 
     def __init__(self, **options):
-        options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        options.setdefault("formatter_class", _Formatter)
         super().__init__(**options)
 
     def error(self, message: str) -> None:

@@ -231,6 +231,7 @@ if __name__ == "__main__":
     add("--topk", type=int, default=5, help="classes to name for each image")
     add("--json", action="store_true", help="one JSON object a line")
     add("--batch-size", type=int, default=1, help="images that run together")
+    add("--precision", choices=["fp32"], default="fp32", help="arithmetic")
     add("--ctx", type=_context, default="cpu", help="device: cpu or gpu(0)")
     add("--features", type=Path, metavar="OUT.npz", help="write pooled vectors, too")
     add("--cam", type=Path, metavar="DIR", help="draw each answer's evidence, too")
