@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading record files (.rec with .idx) and batches of their images.
+"""Reading record files: a .rec with its .idx.
 
 RecordIO, after dmlc-core's recordio.h: a part is the word 0xCED7230A, a word of three
 bits for the kind of part and 29 for its length in bytes, these bytes, and padding to a
