@@ -19,10 +19,10 @@ from tabulate import tabulate
 
 OURS = """
 import sys, time
-from gluon_resnet.create import empty_model
 from gluon_resnet.models import model_spec
+from gluon_resnet.models.resnet import empty_resnet
 from gluon_resnet.weights import load_weights
-net = empty_model(model_spec("resnet50_v1b"), num_classes=1000)
+net = empty_resnet(model_spec("resnet50_v1b"), num_classes=1000)
 import mxnet as mx
 mx.nd.waitall()
 start = time.perf_counter()

@@ -13,9 +13,9 @@ from mxnet.gluon import HybridBlock
 
 from gluon_resnet import bundled
 from gluon_resnet.card import Card, card_path, read_card
-from gluon_resnet.create import empty_model
 from gluon_resnet.errors import InputError
 from gluon_resnet.models import model_spec
+from gluon_resnet.models.resnet import empty_resnet
 from gluon_resnet.postprocess import load_class_names, postprocess
 from gluon_resnet.preprocess import ImageSource, Protocol, preprocess
 from gluon_resnet.weights import checkpoint, fetch, load_weights, read_tensors
@@ -83,7 +83,7 @@ def init_model(
         name = bundled.NAME if is_bundled else model
         num_classes = _num_classes(path)
         card = _card(model, path, num_classes)
-    net = empty_model(model_spec(card.model), num_classes=num_classes, ctx=ctx)
+    net = empty_resnet(model_spec(card.model), num_classes=num_classes, ctx=ctx)
     load_weights(net, path)
     net.hybridize(static_alloc=True, static_shape=True)
     class_names = _class_names(card.data_set, num_classes)

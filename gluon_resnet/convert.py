@@ -30,15 +30,15 @@ def convert(
     Raises InputError where `source` does not fit the model, all offenders listed.
     """
     # On first use: they import MXNet, which `--help` can do without.
-    from gluon_resnet.create import empty_model
     from gluon_resnet.models import model_spec
+    from gluon_resnet.models.resnet import empty_resnet
     from gluon_resnet.weights.load import load_weights
     from gluon_resnet.weights.save import check_suffix, save_weights
 
     destination = Path(destination)
     check_suffix(destination)
     spec = model_spec(model)
-    net = empty_model(spec, num_classes=num_classes or spec.num_classes)
+    net = empty_resnet(spec, num_classes=num_classes or spec.num_classes)
     report = load_weights(net, source)
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent) as folder:

@@ -7,11 +7,9 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-from gluon_resnet.models import ModelSpec, model_spec
-from gluon_resnet.models.resnet import resnet
+from gluon_resnet.models import model_spec
+from gluon_resnet.models.resnet import Contexts, empty_resnet, resnet
 from gluon_resnet.weights import checkpoint, fetch, load_weights
-
-Contexts = Union[mx.Context, list[mx.Context], None]
 
 
 def create_model(
@@ -54,21 +52,9 @@ def create_model(
     he_normal = mx.init.Xavier(rnd_type="gaussian", factor_type="out", magnitude=2)
     net.initialize(he_normal, ctx=ctx or mx.cpu())
     if path is not None:
-        source = empty_model(spec, num_classes=row.num_classes)
+        source = empty_resnet(spec, num_classes=row.num_classes)
         load_weights(source, path)
         _copy_adapted(source, net)
-    return net
-
-
-def empty_model(
-    spec: ModelSpec, *, num_classes: int, ctx: Contexts = None
-) -> HybridBlock:
-    """Return the network of `spec` with zeros, for `load_weights` to fill.
-
-    Drawing values that are overwritten would take seconds.
-    """
-    net = resnet(spec, num_classes=num_classes)
-    net.initialize(mx.init.Zero(), ctx=ctx or mx.cpu())
     return net
 
 

@@ -160,7 +160,13 @@ def train(
     # that goes on with these weights rounds now one way, now the other.
     val_net = create_model(recipe.model, num_classes=recipe.num_classes, ctx=ctx)
     val_net.hybridize(static_alloc=True, static_shape=True)
-    read_train, read_val = in_memory(train_records), in_memory(val_records)
+    read_train = in_memory(train_records)
+    val_batches = validation_batches(
+        list(val_records.offsets),
+        in_memory(val_records),
+        batch_size=recipe.batch_size,
+        protocol=recipe.protocol,
+    )
     for epoch in range(len(history), recipe.epochs):
         started = time.perf_counter()
         # What a net draws depends on the epoch alone: a resumed run draws the same.
@@ -179,12 +185,6 @@ def train(
         num_trained = len(batches) * recipe.batch_size
         trained = time.perf_counter()
         copy_parameters(net, val_net)
-        val_batches = validation_batches(
-            list(val_records.offsets),
-            read_val,
-            batch_size=recipe.batch_size,
-            protocol=recipe.protocol,
-        )
         accuracy = validate(val_net, val_batches, ctx=ctx)
         entry = {
             "epoch": epoch + 1,

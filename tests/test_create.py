@@ -4,7 +4,7 @@
 import mxnet as mx
 import numpy as np
 import pytest
-from draw import draw_images, draw_tensor
+from draw import draw_images, fill_gluon
 
 from gluon_resnet import create, create_model, save_weights
 from gluon_resnet.errors import InputError
@@ -16,11 +16,7 @@ MODELS = ["resnet18_v1b", "resnet18_v2", "resnest14d", "cifar_resnet20_v1"]
 def published(request, tmp_path_factory):
     """A net with drawn parameters, and a file of them in the place of its download."""
     net = create_model(request.param)
-    for name, parameter in net._collect_params_with_prefix().items():
-        is_frozen = parameter.grad_req == "null" and "running" not in name
-        if not is_frozen:
-            key = name.replace("gamma", "weight")
-            parameter.set_data(mx.nd.array(draw_tensor(key, parameter.shape)))
+    fill_gluon(net)
     path = tmp_path_factory.mktemp("cache") / "weights.params"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(create, "fetch", lambda row, accept_licence: path)

@@ -29,18 +29,21 @@ def extract_feat(
                 f"{net.spec.name} has no stage {stage!r}; "
                 f"choose from {', '.join(map(repr, available))}"
             )
-    wanted = {available[stage] for stage in stages}
-    maps = {}
-    for name, layer in net._children.items():
-        if wanted <= maps.keys():
-            break
-        images = maps[name] = layer(images)
+    maps = _outputs(net, images, {available[stage] for stage in stages})
     return tuple(maps[available[stage]] for stage in stages)
 
 
 def last_map(net, images: mx.nd.NDArray) -> mx.nd.NDArray:
     """Return the map (N, C, H, W) that a network's pooling sees."""
+    last = "relu" if net.spec.preactivated else f"stage{len(net.spec.blocks)}"
+    return _outputs(net, images, {last})[last]
+
+
+def _outputs(net, images: mx.nd.NDArray, wanted: set[str]) -> dict:
+    """Run layer by layer until all `wanted` have answered; returns what ran."""
+    outputs = {}
     for name, layer in net._children.items():
-        if name == "pool":
-            return images
-        images = layer(images)
+        if wanted <= outputs.keys():
+            break
+        images = outputs[name] = layer(images)
+    return outputs

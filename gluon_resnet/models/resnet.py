@@ -15,6 +15,8 @@ from gluon_resnet.models.catalog import ModelSpec
 from gluon_resnet.models.layers import Chain, relu
 from gluon_resnet.models.regularisers import DropBlock, stochastic_depth
 
+Contexts = Union[mx.Context, list[mx.Context], None]
+
 
 def resnet(
     spec: ModelSpec,
@@ -102,6 +104,16 @@ def resnet(
             ),
         )
     net.spec = spec
+    return net
+
+
+def empty_resnet(spec: ModelSpec, *, num_classes: int, ctx: Contexts = None) -> Chain:
+    """Return the network of `spec` with zeros, for `load_weights` to fill.
+
+    Drawing values that are overwritten would take seconds.
+    """
+    net = resnet(spec, num_classes=num_classes)
+    net.initialize(mx.init.Zero(), ctx=ctx or mx.cpu())
     return net
 
 

@@ -30,7 +30,7 @@ from mxnet.gluon import HybridBlock
 
 from gluon_resnet.errors import InputError
 from gluon_resnet.models import extract_feat, model_spec
-from gluon_resnet.models.resnet import resnet
+from gluon_resnet.models.resnet import empty_resnet, resnet
 from gluon_resnet.weights import layouts
 from gluon_resnet.weights.load import load_weights
 from gluon_resnet.weights.published import Checkpoint, checkpoint, list_weights
@@ -117,8 +117,7 @@ def _prove(row: Checkpoint, is_zipped: bool) -> tuple[bool, str]:
 
 def _loaded(row: Checkpoint, path: Path) -> HybridBlock:
     """Return our network with the file's weights, found laid out as the row says."""
-    net = resnet(model_spec(row.model), num_classes=row.num_classes)
-    net.initialize(mx.init.Zero())  # drawn ones would take longer than all the rest
+    net = empty_resnet(model_spec(row.model), num_classes=row.num_classes)
     report = load_weights(net, path)
     if (report.format, report.layout) != (row.format, row.layout):
         raise InputError(f"{row.name} was read as {report.format}, {report.layout}")
@@ -176,13 +175,9 @@ def _gluoncv_net(model: str) -> HybridBlock:
 
 def _draw(theirs: HybridBlock, images: mx.nd.NDArray) -> None:
     """Give a Gluon network values that depend on its parameters' names alone."""
-    draw_tensor = _golden("draw").draw_tensor
     theirs.initialize()
     theirs(images)  # shapes are deferred
-    for name, parameter in theirs._collect_params_with_prefix().items():
-        if parameter.grad_req != "null" or "running" in name:
-            key = name.replace("gamma", "weight")
-            parameter.set_data(mx.nd.array(draw_tensor(key, parameter.shape)))
+    _golden("draw").fill_gluon(theirs)
 
 
 def _against_onnxruntime(row: Checkpoint, folder: Path) -> tuple[str, float]:

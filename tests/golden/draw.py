@@ -25,6 +25,17 @@ def draw_tensor(key: str, shape: tuple[int, ...]) -> np.ndarray:
     return values.astype(np.float32)
 
 
+def fill_gluon(net) -> None:
+    """Give each parameter of a Gluon net what its name draws; frozen ones stay."""
+    import mxnet as mx  # which the environment of the goldens does not have
+
+    for name, parameter in net._collect_params_with_prefix().items():
+        if parameter.grad_req != "null" or "running" in name:
+            key = name.replace("gamma", "weight")
+            # A net that has run takes no NumPy array: its layout is oneDNN's.
+            parameter.set_data(mx.nd.array(draw_tensor(key, parameter.shape)))
+
+
 def draw_images(shape: tuple[int, ...]) -> np.ndarray:
     """Draw normal float32 images (N, C, H, W)."""
     return np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
