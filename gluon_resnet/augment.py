@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import Protocol, resize_image
 
 Rgb = tuple[int, int, int]
@@ -80,6 +81,73 @@ def random_box(
     box_height = max(1, min(height, round(width / ratio[0])))
     box_width = max(1, min(width, round(height * ratio[1])))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def efficientnet_crop(
+    image: np.ndarray, rng: np.random.Generator, *, size: int
+) -> np.ndarray:
+    """Cut out an `efficientnet_box` and resize it to (size, size, 3), bicubic.
+
+    ResNeSt's training at 320 pixels and more (its `ERandomCrop`), on Pillow's pixels.
+    """
+    top, left, height, width = efficientnet_box(*image.shape[:2], rng, size=size)
+    square = Protocol(size, 1, "bicubic", "warp", "pil")
+    return resize_image(image[top : top + height, left : left + width], square)
+
+
+def efficientnet_box(
+    height: int, width: int, rng: np.random.Generator, *, size: int
+) -> tuple[int, int, int, int]:
+    """Draw top, left, height and width as TensorFlow's sample_distorted_bounding_box.
+
+    width / height is uniform in [3/4, 4/3], then the height uniform among those that
+    fit and give at least a tenth of the image. The whole image, or ten boxes that were
+    too small, give the middle: size / (size + 32) of the short side.
+    """
+    smallest = 0.1 * (height * width)
+    for _ in range(10):
+        aspect = rng.uniform(3 / 4, 4 / 3)
+        highest = min(
+            height, int(width / aspect), round(math.sqrt(height * width / aspect))
+        )
+        lowest = min(highest, round(math.sqrt(smallest / aspect)))
+        box_height = round(rng.uniform(lowest, highest))
+        box_width = round(box_height * aspect)
+        if box_height * box_width < smallest:
+            continue
+        if (box_height, box_width) == (height, width):
+            break
+        left = int(rng.integers(width - box_width + 1))
+        top = int(rng.integers(height - box_height + 1))
+        return top, left, box_height, box_width
+    side = size / (size + 32) * min(height, width)
+    top, left = (round((length - side) / 2) for length in (height, width))
+    return top, left, round(top + side) - top, round(left + side) - left
+
+
+def resize_square(
+    image: np.ndarray, rng: np.random.Generator, *, side: int
+) -> np.ndarray:
+    """Warp to (side, side, 3), bilinear without antialias; draws nothing.
+
+    The ONNX Model Zoo's training notebook and OpenMMLab's CUB-200 recipe begin so.
+    """
+    return resize_image(image, Protocol(side, 1, resize="warp"))
+
+
+def random_crop(
+    image: np.ndarray, rng: np.random.Generator, *, size: int
+) -> np.ndarray:
+    """Cut out (size, size, 3) anywhere; InputError where the image is smaller."""
+    height, width = image.shape[:2]
+    if min(height, width) < size:
+        raise InputError(
+            f"a crop of {size} pixels does not fit an image of {width} x {height}: "
+            "lower train_size"
+        )
+    top = int(rng.integers(height - size + 1))
+    left = int(rng.integers(width - size + 1))
+    return image[top : top + size, left : left + size]
 
 
 def pad_and_crop(

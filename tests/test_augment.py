@@ -26,16 +26,21 @@ from gluon_resnet.augment import (
     color_jitter,
     cutmix,
     cutmix_box,
+    efficientnet_box,
+    efficientnet_crop,
     lighting,
     mixup,
     one_hot,
     pad_and_crop,
     rand_augment,
     random_box,
+    random_crop,
     random_erasing,
     random_flip,
     random_resized_crop,
+    resize_square,
 )
+from gluon_resnet.errors import InputError
 
 GOLDEN = json.loads(
     Path(__file__).with_name("golden").joinpath("augment.json").read_text()
@@ -230,6 +235,57 @@ def test_crop_distribution_is_mxnet_s(rng):
     assert abs(theirs.mean() - ours.mean()) < 4 * error
 
 
+@pytest.mark.parametrize("case", GOLDEN["efficientnet_boxes"], ids=str)
+def test_efficientnet_boxes_are_resnest_s(case):
+    box = efficientnet_box(*case["size"], Drawn(**case["draws"]), size=320)
+    assert list(box) == case["box"], REGENERATE
+
+
+def test_efficientnet_boxes_cover_a_tenth_to_all_of_the_image(rng):
+    areas = []
+    for _ in range(NUM_DRAWS):
+        top, left, height, width = efficientnet_box(75, 100, rng, size=320)
+        assert 0 <= top <= 75 - height and 0 <= left <= 100 - width
+        assert 0.73 < width / height < 1.37
+        areas.append(height * width / 7500)
+    assert 0.1 <= min(areas) < 0.11 and 0.95 < max(areas) <= 1
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in GOLDEN["crops"] if case["interpolation"] == "bicubic"],
+    ids=str,
+)
+def test_efficientnet_crops_are_bicubic_as_torchvision_s(photo, monkeypatch, rng, case):
+    monkeypatch.setattr(augment, "efficientnet_box", lambda *_, **__: case["box"])
+    pixels = efficientnet_crop(photo, rng, size=24)
+    assert sha256(pixels) == case["sha256"], REGENERATE
+
+
+def test_square_resize_is_the_model_zoo_notebook_s(photo, rng):
+    theirs = mx.gluon.data.vision.transforms.Resize(48)(mx.nd.array(photo, dtype="u1"))
+    np.testing.assert_array_equal(resize_square(photo, rng, side=48), theirs.asnumpy())
+
+
+def test_random_crop_comes_from_everywhere(rng):
+    image = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    corners = set()
+    for _ in range(300):
+        crop = random_crop(image, rng, size=3)
+        top, left = divmod(int(crop[0, 0, 0]) // 3, 5)
+        np.testing.assert_array_equal(crop, image[top : top + 3, left : left + 3])
+        corners.add((top, left))
+    assert corners == {(top, left) for top in range(2) for left in range(3)}
+
+
+def test_random_crop_larger_than_the_image_is_said(rng):
+    with pytest.raises(InputError) as error:
+        random_crop(np.zeros((4, 5, 3), np.uint8), rng, size=5)
+    assert str(error.value) == (
+        "a crop of 5 pixels does not fit an image of 5 x 4: lower train_size"
+    )
+
+
 @pytest.mark.parametrize("factor", [0.6, 1, 1.37])
 @pytest.mark.parametrize("kind", ["brightness", "contrast"])
 def test_adjustments_are_mxnet_s(photo, kind, factor):
@@ -331,6 +387,8 @@ def test_erasing_fills_a_rectangle_of_the_drawn_area(rng):
     [
         partial(random_resized_crop, size=32),
         partial(random_resized_crop, size=32, interpolation="bicubic", library="pil"),
+        partial(efficientnet_crop, size=32),
+        partial(random_crop, size=32),
         partial(pad_and_crop, pad=4),
         random_flip,
         partial(color_jitter, brightness=0.4, contrast=0.4, saturation=0.4),

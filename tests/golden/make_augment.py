@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write augment.json: what timm's augmentation does to a part of a photo.
 
-Run in an environment with timm, torch and torchvision, from the repository's root:
+Run in an environment with timm, torch, torchvision and resnest 0.0.5 (`pip install
+--no-deps resnest`), from the repository's root:
 
     python tests/golden/make_augment.py PHOTO
 
@@ -9,6 +10,7 @@ PHOTO is Matplotlib's sample grace_hopper.jpg (mpl-data/sample_data in its packa
 """
 
 import json
+import random
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -21,6 +23,7 @@ import torch
 import torchvision
 from make_preprocess import fingerprint
 from PIL import Image
+from resnest.transforms import ERandomCrop
 from timm.data import auto_augment, mixup
 from timm.data.distributed_sampler import RepeatAugSampler
 from torchvision.transforms import functional
@@ -38,6 +41,14 @@ AUTO_NAMES = {name: name for name in ("Color", "Contrast", "Brightness", "Sharpn
 # The paper's policy, with the reading of Posterize that ResNeSt has, too.
 POLICY = auto_augment.auto_augment_policy_originalr({})
 BOXES = [(0, 0, 120, 90), (10, 20, 33, 44), (100, 5, 17, 81)]
+# Height, width and the draws of a first aspect and height, where they are given: the
+# whole image, too small a box (then drawn ones), and an image that no box fits.
+EFFICIENTNET = [
+    *((height, width, ()) for height, width in ((375, 500), (500, 375), (97, 64))),
+    (90, 90, (1, 90)),
+    (90, 90, (1, 28)),
+    (200, 10, ()),
+]
 SHARES = [(12, 10, 0.3, 5, 5), (12, 10, 0.3, 0, 9), (7, 9, 0.05, 3, 8), (7, 9, 1, 0, 0)]
 
 
@@ -79,6 +90,43 @@ def crops(image):
             ("bicubic", functional.InterpolationMode.BICUBIC),
         )
     ]
+
+
+class BoxOnly:
+    """An image that remembers which box was cut out of it."""
+
+    def __init__(self, width, height):
+        self.size = width, height
+
+    def crop(self, box):
+        left, top, right, bottom = (round(edge) for edge in box)
+        self.box = [top, left, bottom - top, right - left]
+        return self
+
+
+def efficientnet_boxes():
+    """Return ResNeSt's boxes with the draws that led to them."""
+    rows = []
+    for height, width, given in EFFICIENTNET:
+        rng = random.Random(0)
+        draws = {"uniform": [], "integers": []}
+
+        def uniform(low, high, given=given, rng=rng, drawn=draws["uniform"]):
+            known = len(drawn) < len(given)
+            drawn.append(given[len(drawn)] if known else rng.uniform(low, high))
+            return drawn[-1]
+
+        def randint(low, high, rng=rng, drawn=draws["integers"]):
+            drawn.append(rng.randint(low, high))
+            return drawn[-1]
+
+        image = BoxOnly(width, height)
+        crop = ERandomCrop(320)
+        crop._fallback.resize_method = lambda image: image
+        with patch("random.uniform", uniform), patch("random.randint", randint):
+            crop(image)
+        rows.append({"size": [height, width], "draws": draws, "box": image.box})
+    return rows
 
 
 def cutmix_boxes():
@@ -149,6 +197,7 @@ def main(photo_path):
         "policy": [[[op.name, op.prob, op.magnitude] for op in ops] for ops in POLICY],
         "operations": operations(photo),
         "crops": crops(photo),
+        "efficientnet_boxes": efficientnet_boxes(),
         "cutmix_boxes": cutmix_boxes(),
         "mixed": mixed(),
         "repeated": repeated(),

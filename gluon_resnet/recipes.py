@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of recipes: bases and what differs from them.
+
+A recipe that made published weights has their name, MODEL.TAG of `list_weights`, and
+their evaluation protocol. Left out are rows that their page did not train: OpenMMLab's
+wide nets (torchvision's weights) and its ImageNet-21K one (MIIL's).
+
+Two things are not in a recipe. Fresh parameters are drawn as `create_model` says,
+whatever the source did. And all but RSB trained with BatchNorm statistics of each GPU's
+part of the batch, 8 (CUB) to 256 images: fewer devices have those of more.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+from gluon_resnet.augment import (
+    auto_augment,
+    color_jitter,
+    efficientnet_crop,
+    lighting,
+    pad_and_crop,
+    rand_augment,
+    random_crop,
+    random_erasing,
+    random_flip,
+    random_resized_crop,
+    resize_square,
+)
+from gluon_resnet.errors import InputError
+from gluon_resnet.preprocess import Protocol
+from gluon_resnet.recipe import Recipe, for_batch_size, nearest
+from gluon_resnet.schedules import cosine, step_decay
+from gluon_resnet.weights.published import checkpoint
+
+
+def _published(base: Recipe, names: list[str], **differences) -> dict[str, Recipe]:
+    """A recipe for each MODEL.TAG, whose row of published weights tells the rest."""
+    rows = {name: checkpoint(name) for name in names}
+    return {
+        name: replace(
+            base,
+            model=row.model,
+            protocol=row.protocol,
+            num_classes=row.num_classes,
+            published_top1=row.top1,
+            **differences,
+        )
+        for name, row in rows.items()
+    }
+
+
+_ALL, _DEEP = (18, 34, 50, 101, 152), (50, 101, 152)
+_JITTER = (
+    partial(color_jitter, brightness=0.4, contrast=0.4, saturation=0.4),
+    partial(lighting, std=0.1),
+)
+_PIL_CROP = partial(random_resized_crop, library="pil")
+
+_FASHION_MNIST = Recipe(
+    model="cifar_resnet20_v1",
+    # Mean and deviation of all pixels of the 60,000 training images.
+    protocol=Protocol(size=28, crop_pct=1, mean=(0.2860,) * 3, std=(0.3530,) * 3),
+    source="this project; what it gave: gluon_resnet/bundled/README.md",
+    num_classes=10,
+    data_set="fashion_mnist",
+    transforms=(
+        partial(pad_and_crop, pad=2),
+        random_flip,
+        # The mean colour: round(255 * 0.2860).
+        partial(random_erasing, probability=0.25, fill=(73, 73, 73), area=(0.02, 0.2)),
+    ),
+    label_smoothing=0.1,
+    epochs=40,
+    batch_size=128,
+    learning_rate=0.1,
+    schedule=cosine,
+    warmup_epochs=1,
+    optimizer="nag",
+    weight_decay=5e-4,
+)
+
+_OPENMMLAB = Recipe(
+    model="resnet50_v1b",
+    protocol=Protocol(library="mmcv"),
+    source="OpenMMLab mmcls 1.0.0rc5, configs/resnet/*_8xb32_in1k.py",
+    transforms=(random_resized_crop, random_flip),
+    epochs=100,
+    batch_size=256,
+    learning_rate=0.1,
+    schedule=partial(step_decay, at=(30, 60, 90)),
+    optimizer="sgd",
+    weight_decay=1e-4,
+)
+
+_OPENMMLAB_CIFAR10 = replace(
+    _OPENMMLAB,
+    source="OpenMMLab mmcls 1.0.0rc5, configs/resnet/*_8xb16_cifar10.py",
+    data_set="cifar10",
+    transforms=(partial(pad_and_crop, pad=4), random_flip),
+    epochs=200,
+    batch_size=128,
+    schedule=partial(step_decay, at=(100, 150)),
+)
+
+_OPENMMLAB_CIFAR100 = replace(
+    _OPENMMLAB_CIFAR10,
+    source="OpenMMLab mmcls 1.0.0rc5, configs/resnet/resnet50_8xb16_cifar100.py",
+    data_set="cifar100",
+    schedule=partial(step_decay, at=(60, 120, 160), factor=0.2),
+    weight_decay=5e-4,
+)
+
+_OPENMMLAB_CUB = replace(
+    _OPENMMLAB,
+    source=(
+        "OpenMMLab mmcls 1.0.0rc5, configs/resnet/resnet50_8xb8_cub.py; not reproduced "
+        "with another number of GPUs (87.4, mmpretrain#1335)"
+    ),
+    data_set=None,
+    initial_weights="resnet50_v1b.openmmlab_3rdparty-mill_in21k",
+    transforms=(partial(resize_square, side=600), random_crop, random_flip),
+    batch_size=64,
+    learning_rate=0.01,
+    schedule=partial(cosine, by_epoch=True),
+    warmup_epochs=5,
+    warmup_from=0.01,
+    optimizer="nag",
+    weight_decay=5e-4,
+)
+
+# "ResNet strikes back", arXiv:2110.00476, table 2. `low` takes the rate to 1e-6.
+_RSB_SOURCE = (
+    "OpenMMLab mmcls 1.0.0rc5, configs/resnet/resnet50_8xb256-rsb-{}_in1k.py; "
+    "bicubic Pillow as there and in arXiv:2110.00476, where the weights of 2021 had "
+    "bilinear cv2; {}"
+)
+_RSB_A2 = replace(
+    _OPENMMLAB,
+    source=_RSB_SOURCE.format(
+        "a2-300e",
+        "stochastic depth rises over the blocks as in the paper, where the weights of "
+        "2021 had 0.05 in each",
+    ),
+    transforms=(
+        partial(_PIL_CROP, interpolation="bicubic"),
+        random_flip,
+        partial(rand_augment, magnitude=7),
+    ),
+    repeats=3,
+    mixup=0.1,
+    cutmix=1.0,
+    loss="binary",
+    epochs=300,
+    batch_size=2048,
+    learning_rate=5e-3,
+    schedule=partial(cosine, low=1e-6 / 5e-3, by_epoch=True),
+    warmup_epochs=5,
+    warmup_from=1e-4,
+    optimizer="lamb",
+    weight_decay=0.02,
+    decay_norm_and_bias=False,
+    clip_norm=1.0,
+    drop_path=0.05,
+    sync_bn=True,
+)
+_RSB_A1 = replace(
+    _RSB_A2,
+    source=_RSB_SOURCE.format(
+        "a1-600e",
+        "smoothed binary cross entropy as there and in the paper, where the first "
+        "version (0.x) had softmax; stochastic depth as in a2",
+    ),
+    mixup=0.2,
+    label_smoothing=0.1,
+    epochs=600,
+    weight_decay=0.01,
+)
+_RSB_A3 = replace(
+    _RSB_A2,
+    source=_RSB_SOURCE.format(
+        "a3-100e",
+        "trained at 160 pixels as the paper and the published weights, where the "
+        "configuration says 224 since its rewriting for 1.x",
+    ),
+    train_size=160,
+    transforms=(*_RSB_A2.transforms[:2], partial(rand_augment, magnitude=6)),
+    repeats=1,
+    epochs=100,
+    learning_rate=8e-3,
+    schedule=partial(cosine, low=1e-6 / 8e-3, by_epoch=True),
+    drop_path=0.0,
+)
+
+_ONNX_ZOO = Recipe(
+    model="resnet50_v1",
+    protocol=Protocol(resize="warp"),
+    source=(
+        "ONNX Model Zoo, train_resnet.ipynb: it warps images, where the page's text "
+        "keeps their aspect ratio; its rate is the same for batches of 512 and 256 "
+        "(depth 152), so it does not follow the batch size"
+    ),
+    transforms=(
+        partial(resize_square, side=480),
+        random_resized_crop,
+        random_flip,
+        *_JITTER,
+    ),
+    epochs=150,
+    batch_size=512,
+    learning_rate=0.01,
+    lr_scaling="none",
+    schedule=partial(step_decay, at=(30, 60, 90)),
+    optimizer="nag",
+    weight_decay=2e-4,
+)
+
+_GLUONCV = Recipe(
+    model="resnet50_v1",
+    protocol=Protocol(),
+    source="GluonCV, the training log of these weights (train_imagenet.py)",
+    transforms=(random_resized_crop, random_flip, *_JITTER),
+    epochs=120,
+    batch_size=1024,
+    learning_rate=0.4,
+    schedule=cosine,
+    warmup_epochs=5,
+    optimizer="nag",
+    weight_decay=1e-4,
+)
+_GLUONCV_HALF = replace(_GLUONCV, precision="fp16")
+_GLUONCV_BASIC_V1B = replace(
+    _GLUONCV,
+    source=f"{_GLUONCV.source}; its --last-gamma did nothing to basic blocks",
+)
+_TRICKS = {"label_smoothing": 0.1, "decay_norm_and_bias": False, "last_gamma": True}
+_GLUONCV_TRICKS = replace(_GLUONCV, **_TRICKS)
+_GLUONCV_MIXUP = replace(_GLUONCV_TRICKS, epochs=200, mixup=0.2)
+
+_GLUONCV_CIFAR10 = Recipe(
+    model="cifar_resnet20_v1",
+    protocol=Protocol(size=32, crop_pct=1),
+    source=(
+        "GluonCV, train_cifar10.py as its model page runs it; whether the published "
+        "file is this training or the one with mixup is not known"
+    ),
+    data_set="cifar10",
+    transforms=(partial(pad_and_crop, pad=4), random_flip),
+    epochs=200,
+    batch_size=128,
+    learning_rate=0.1,
+    schedule=partial(step_decay, at=(100, 150)),
+    optimizer="nag",
+    weight_decay=1e-4,
+)
+
+_RESNEST = Recipe(
+    model="resnest50d",
+    protocol=Protocol(),
+    source=(
+        "ResNeSt's authors, scripts/gluon/train.py, which made the weights; the page's "
+        "rate of 0.1 is for 256 images, its SGD Nesterov's, its dropout that of "
+        "resnest200e and 269e alone"
+    ),
+    transforms=(auto_augment, random_resized_crop, random_flip, *_JITTER),
+    mixup=0.2,
+    epochs=270,
+    batch_size=8192,
+    learning_rate=3.2,
+    schedule=cosine,
+    warmup_epochs=5,
+    optimizer="nag",
+    weight_decay=1e-4,
+    drop_block=0.1,
+    **_TRICKS,
+)
+_RESNEST_SMALL = replace(
+    for_batch_size(_RESNEST, 1024),
+    source=f"{_RESNEST.source}; batch of 1024 as in the logs, not the page's 8192",
+)
+_RESNEST_LARGE = replace(for_batch_size(_RESNEST, 2048), dropout=0.2)
+_FAST = ("1s1x64d", "2s1x64d", "4s1x64d", "1s2x40d", "2s2x40d")
+
+RECIPES: dict[str, Recipe] = {
+    "fashion_mnist": _FASHION_MNIST,
+    **_published(_OPENMMLAB, [f"resnet{n}_v1b.openmmlab_8xb32" for n in _ALL]),
+    **_published(
+        _OPENMMLAB,
+        [f"resnet{n}_{v}.openmmlab_8xb32" for v in ("v1c", "v1d") for n in _DEEP],
+        transforms=(_PIL_CROP, random_flip),
+    ),
+    **_published(
+        _OPENMMLAB,
+        ["resnet50_v1b.openmmlab_8xb32-fp16"],
+        source=(
+            "OpenMMLab mmcls 1.0.0rc5, configs/resnet/resnet50_8xb32-fp16_in1k.py; its "
+            "loss scale is fixed at 512, here it finds its own size"
+        ),
+        precision="fp16",
+    ),
+    **_published(_RSB_A1, ["resnet50_v1b.openmmlab_8xb256-rsb-a1-600e"]),
+    **_published(_RSB_A2, ["resnet50_v1b.openmmlab_8xb256-rsb-a2-300e"]),
+    **_published(_RSB_A3, ["resnet50_v1b.openmmlab_8xb256-rsb-a3-100e"]),
+    **_published(
+        _OPENMMLAB_CIFAR10,
+        [f"cifar_resnet{n}.openmmlab_8xb16_cifar10" for n in _ALL],
+    ),
+    **_published(_OPENMMLAB_CIFAR100, ["cifar_resnet50.openmmlab_8xb16_cifar100"]),
+    **_published(_OPENMMLAB_CUB, ["resnet50_v1b.openmmlab_8xb8_cub"]),
+    **_published(
+        _ONNX_ZOO,
+        [f"resnet{n}_{v}.onnx_zoo" for v in ("v1", "v2") for n in (18, 34, 50, 101)],
+    ),
+    **_published(
+        for_batch_size(_ONNX_ZOO, 256),
+        ["resnet152_v1.onnx_zoo", "resnet152_v2.onnx_zoo"],
+    ),
+    **_published(
+        _GLUONCV,
+        [
+            *(f"resnet{n}_{v}.gluoncv" for v in ("v1", "v2") for n in (18, 34)),
+            "resnet50_v2.gluoncv",
+        ],
+    ),
+    **_published(_GLUONCV_BASIC_V1B, ["resnet18_v1b.gluoncv", "resnet34_v1b.gluoncv"]),
+    **_published(_GLUONCV_HALF, ["resnet101_v1.gluoncv", "resnet101_v2.gluoncv"]),
+    **_published(_GLUONCV_HALF, ["resnet152_v2.gluoncv"], epochs=180),
+    **_published(
+        _GLUONCV_TRICKS,
+        [
+            "resnet50_v1.gluoncv",
+            *(f"resnet{n}_{v}.gluoncv" for v in ("v1b", "v1c") for n in (50, 101)),
+            "resnet50_v1d.gluoncv_00319ddc",
+            "resnet101_v1d.gluoncv_8659a9d6",
+        ],
+        precision="fp16",
+    ),
+    **_published(
+        for_batch_size(_GLUONCV_TRICKS, 256),
+        [f"resnet152_{v}.gluoncv" for v in ("v1", "v1b", "v1c")],
+    ),
+    **_published(
+        for_batch_size(_GLUONCV_TRICKS, 512), ["resnet152_v1d.gluoncv_cfe0220d"]
+    ),
+    **_published(
+        _GLUONCV_MIXUP,
+        ["resnet50_v1d.gluoncv", "resnet101_v1d.gluoncv"],
+        precision="fp16",
+    ),
+    **_published(for_batch_size(_GLUONCV_MIXUP, 256), ["resnet152_v1d.gluoncv"]),
+    **_published(
+        _GLUONCV_CIFAR10,
+        [f"cifar_resnet{n}_{v}.gluoncv" for v in ("v1", "v2") for n in (20, 56, 110)],
+    ),
+    **_published(
+        _RESNEST_SMALL,
+        ["resnest14d.gluon_in1k"],
+        source=f"{_RESNEST_SMALL.source}; no DropBlock as in the code of this size",
+        drop_block=0.0,
+    ),
+    **_published(_RESNEST_SMALL, ["resnest26d.gluon_in1k"]),
+    **_published(
+        _RESNEST,
+        [
+            "resnest50d.in1k",
+            "resnest50d_1s4x24d.in1k",
+            "resnest50d_4s2x40d.in1k",
+            *(f"resnest50d_{variant}.authors_gluon" for variant in _FAST),
+        ],
+    ),
+    **_published(for_batch_size(_RESNEST, 4096), ["resnest101e.in1k"], train_size=224),
+    **_published(_RESNEST_LARGE, ["resnest200e.in1k"], train_size=256),
+    **_published(
+        _RESNEST_LARGE,
+        ["resnest269e.in1k"],
+        transforms=(auto_augment, efficientnet_crop, random_flip, *_JITTER),
+        train_size=320,
+    ),
+}
+
+
+def recipe_named(name: str) -> Recipe:
+    """Return a recipe of `RECIPES`; InputError with the nearest names if unknown."""
+    try:
+        return RECIPES[name]
+    except KeyError:
+        raise InputError(
+            f"unknown recipe {name!r}; {nearest(name, RECIPES)}; "
+            "`python -m gluon_resnet.train --help` lists all"
+        ) from None
