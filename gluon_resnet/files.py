@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing files so that nothing half-written stays under its final name."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The folder is made where it is missing. The temporary file ends like `path`, which
     matters to writers that go by the suffix, and is removed if the block fails.
-    Raises InputError where the folder cannot be made or written to.
+    Raises InputError where the folder cannot be made or written to, or `path` is one.
     """
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
     except OSError as error:

@@ -18,7 +18,7 @@ from typing import Optional
 import numpy as np
 
 from gluon_resnet.errors import InputError
-from gluon_resnet.preprocess import Protocol, preprocess
+from gluon_resnet.preprocess import Protocol, preprocess, ten_crop
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def training_batches(
     return _batches(
         positions,
         prepare,
-        protocol.size,
+        (3, protocol.size, protocol.size),
         start_batch=start_batch,
         workers=workers,
         on_damaged=on_damaged,
@@ -102,6 +102,7 @@ def validation_batches(
     *,
     batch_size: int,
     protocol: Protocol,
+    crops: int = 1,
     start_batch: int = 0,
     rank: int = 0,
     world: int = 1,
@@ -110,25 +111,30 @@ def validation_batches(
 ) -> "Batches":
     """Every image once, in the order of `keys`, prepared by `protocol`.
 
+    crops: 1, the centre, or 10, `ten_crop`'s: images are (N, 10, 3, size, size) then.
     The last batch may be smaller, and ranks may differ by an image. The rest is as in
     `training_batches`.
     """
     fields = asdict(protocol)
+    prepare_image = ten_crop if crops == 10 else preprocess
 
     def prepare(position: int) -> tuple[int, np.ndarray]:
         label, image = read(keys[position])
-        return label, preprocess(image, **fields)
+        return label, prepare_image(image, **fields)
 
+    if crops not in (1, 10):
+        raise InputError(f"crops is {crops}; use 1 (the centre) or 10")
     _at_least(1, batch_size=batch_size)
     _check_share(rank=rank, world=world)
     mine = range(rank, len(keys), world)
     positions = [
         mine[start : start + batch_size] for start in range(0, len(mine), batch_size)
     ]
+    shape = (3, protocol.size, protocol.size)
     return _batches(
         positions,
         prepare,
-        protocol.size,
+        shape if crops == 1 else (crops, *shape),
         start_batch=start_batch,
         workers=workers,
         on_damaged=on_damaged,
@@ -142,11 +148,11 @@ def permutation(keys: Sequence[int], *, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Batches:
-    """An iterable of images, float32 (N, 3, size, size), and labels, int64 (N,).
+    """An iterable of images, float32 (N, *shape), and labels, int64 (N,).
 
     Each pass starts anew; one that is broken off, by an error or Ctrl-C, too, stops its
     threads. `positions` are the places in the epoch of each batch's images, `prepare`
-    gives label and image (3, size, size) of a place.
+    gives label and image of a place.
 
     A record that cannot be read is an InputError: that of the first one in the batch.
     With on_damaged="skip" a batch goes without it (and is left out once it is empty);
@@ -155,7 +161,7 @@ class Batches:
 
     positions: Sequence[Sequence[int]]
     prepare: Callable[[int], tuple[int, np.ndarray]]
-    size: int
+    shape: tuple[int, ...]
     workers: int
     on_damaged: str
     # Not the errors themselves: their tracebacks would keep the batches in memory.
@@ -184,7 +190,7 @@ class Batches:
     ) -> tuple[Batch, list[Future]]:
         """An empty batch, and the workers that fill it in."""
         count = len(positions)
-        images = np.empty((count, 3, self.size, self.size), np.float32)
+        images = np.empty((count, *self.shape), np.float32)
         labels = np.empty(count, np.int64)
 
         def fill(indices: range) -> dict[int, InputError]:
@@ -226,7 +232,7 @@ def _run_now(function: Callable[[range], dict], indices: range) -> Future:
 def _batches(
     positions: Sequence[Sequence[int]],
     prepare: Callable[[int], tuple[int, np.ndarray]],
-    size: int,
+    shape: tuple[int, ...],
     *,
     start_batch: int,
     workers: Optional[int],
@@ -242,7 +248,7 @@ def _batches(
         )
     if on_damaged not in ("raise", "skip"):
         raise InputError(f"on_damaged {on_damaged!r} is unknown; use raise or skip")
-    return Batches(positions[start_batch:], prepare, size, workers, on_damaged)
+    return Batches(positions[start_batch:], prepare, shape, workers, on_damaged)
 
 
 def _check_share(*, rank: int, world: int) -> None:

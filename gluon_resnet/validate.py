@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Top-1 and top-5 of a model on a record file."""
+"""Top-1 and top-5 of a model on a record file, class by class where asked for."""
 
 import argparse
 import json
+import logging
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Optional
 
@@ -17,51 +19,103 @@ from tqdm import tqdm
 from gluon_resnet import command
 from gluon_resnet.classifier import Classifier, init_model
 from gluon_resnet.errors import InputError
+from gluon_resnet.files import replacing
 from gluon_resnet.loader import Batch, validation_batches
+from gluon_resnet.predictions import (
+    Accuracy,
+    Predictions,
+    accuracy,
+    confusion_matrix,
+    draw_confusion,
+    per_class,
+    write_per_class,
+)
 from gluon_resnet.records import RecordFile
+from gluon_resnet.weights import Checkpoint, checkpoint, list_weights
 
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Shares, in percent, of images whose label is the first or in the first five."""
-
-    top1: float
-    top5: float
-    count: int
+log = logging.getLogger(__name__)
 
 
 def validate(
     net: HybridBlock, batches: Iterable[Batch], *, ctx: Optional[mx.Context] = None
 ) -> Accuracy:
-    """Score every image of `batches`, (images (N, 3, H, W), labels (N,)), once.
+    """Score every image of `batches` once; arguments and errors are `predict`'s."""
+    return accuracy(predict(net, batches, ctx=ctx))
 
-    Among equal logits the lower class comes first. Raises InputError when there is no
-    image or a logit is not finite.
+
+def predict(
+    net: HybridBlock, batches: Iterable[Batch], *, ctx: Optional[mx.Context] = None
+) -> Predictions:
+    """Rank the classes for every image of `batches`, (images, labels (N,)), once.
+
+    images: (N, 3, H, W), or (N, K, 3, H, W) with K crops of each, whose probabilities
+    are averaged: Krizhevsky et al., NIPS 2012, section 4.1, "averaging the predictions
+    made by the network's softmax layer on the ten patches", which is the "standard
+    10-crop testing" of arXiv:1512.03385, section 3.4. (The ONNX Model Zoo and GluonCV
+    have no ten-crop script for images; fb.resnet.torch adds up logits.)
+    Among equals the lower class comes first. Raises InputError when there is no image,
+    a label is no class of the net or a logit is not finite.
     """
-    top1 = top5 = count = 0
-    for images, labels in batches:
-        logits = net(mx.nd.array(images, ctx=ctx or mx.cpu())).asnumpy()
-        if not np.isfinite(logits).all():
+    labels, ranked = [], []
+    for images, batch_labels in batches:
+        scores = _scores(net, images, ctx or mx.cpu())
+        num_classes = scores.shape[1]
+        if not set(batch_labels) <= set(range(num_classes)):
             raise InputError(
-                "the network answers with logits that are not finite: its weights are "
-                "damaged or its training diverged"
+                f"labels from {min(batch_labels)} to {max(batch_labels)} for a network "
+                f"of {num_classes} classes: give the images that it was trained for"
             )
-        hits = np.argsort(-logits, axis=1, kind="stable") == labels[:, None]
-        top1 += int(hits[:, 0].sum())
-        top5 += int(hits[:, :5].sum())
-        count += len(labels)
-    if count == 0:
+        labels.append(batch_labels)
+        ranked.append(np.argsort(-scores, axis=1, kind="stable")[:, :5])
+    if not labels:
         raise InputError("there is no image to validate on: give a filled record file")
-    return Accuracy(100 * top1 / count, 100 * top5 / count, count)
+    return Predictions(np.concatenate(labels), np.concatenate(ranked), num_classes)
 
 
-def validate_file(model: Classifier, rec: Path, *, batch_size: int = 32) -> dict:
+def _scores(net: HybridBlock, images: np.ndarray, ctx: mx.Context) -> np.ndarray:
+    """Logits (N, C), or the mean probabilities where there are crops."""
+    if images.ndim == 5:
+        # Crop by crop: what runs together is as large as without crops.
+        crops = (_scores(net, images[:, k], ctx) for k in range(images.shape[1]))
+        return np.mean([_softmax(logits) for logits in crops], axis=0)
+    logits = net(mx.nd.array(images, ctx=ctx)).asnumpy()
+    if not np.isfinite(logits).all():
+        raise InputError(
+            "the network answers with logits that are not finite: its weights are "
+            "damaged or its training diverged"
+        )
+    return logits
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def validate_file(
+    model: Classifier,
+    rec: Path,
+    *,
+    batch_size: int = 32,
+    crops: int = 1,
+    per_class_csv: Optional[Path] = None,
+    confusion_png: Optional[Path] = None,
+) -> dict:
     """Score a model on a record file, its images prepared by the model's own protocol.
 
+    crops: 1, the centre, or 10 with averaged probabilities (`predict`). Where the
+    protocol crops nothing, ten crops of a square image are it and its mirror image,
+    five times each; a warning says so.
+    per_class_csv, confusion_png: files to write, `per_class` and `draw_confusion`.
+
     Returns {"model", "top1", "top5", "count", "crops", "precision",
-    "images_per_second"}: top-k in percent, the speed from file to logits.
-    Raises InputError for a batch_size below 1, for a record that cannot be read or has
-    a label beyond the model's classes, and for logits that are not finite.
+    "images_per_second", "published_top1", "published_top5"}: top-k in percent, the
+    speed from file to logits, and what is published of the checkpoint for one crop of
+    all validation images; None for a file of the user's and for ten crops.
+    Raises InputError for a batch_size below 1, other crops, an output that cannot be
+    written (before the work), for a record that cannot be read or has a label beyond
+    the model's classes, and for logits that are not finite.
     """
     if batch_size < 1:
         raise InputError(f"batch-size is {batch_size}; it must be at least 1")
@@ -71,17 +125,49 @@ def validate_file(model: Classifier, rec: Path, *, batch_size: int = 32) -> dict
         records.read,
         batch_size=batch_size,
         protocol=model.protocol,
+        crops=crops,
     )
-    started = time.perf_counter()
-    bar = tqdm(batches, rec.name, unit="batch", disable=None)
-    accuracy = validate(model.net, bar, ctx=model.ctx)
+    if crops == 10 and model.protocol.crop_pct == 1:
+        log.warning(
+            "warning: %s is evaluated without a margin to crop: ten crops of a square "
+            "image are it and its mirror image, five times each",
+            model.name,
+        )
+    with ExitStack() as stack:
+        csv_part, png_part = (
+            stack.enter_context(replacing(Path(path))) if path else None
+            for path in (per_class_csv, confusion_png)
+        )
+        started = time.perf_counter()
+        bar = tqdm(batches, Path(rec).name, unit="batch", disable=None)
+        predictions = predict(model.net, bar, ctx=model.ctx)
+        seconds = time.perf_counter() - started
+        if csv_part:
+            write_per_class(csv_part, per_class(predictions, model.class_names))
+        if png_part:
+            draw_confusion(png_part, confusion_matrix(predictions), model.class_names)
+    row = published_row(model) if crops == 1 else None
     return {
         "model": model.name,
-        **asdict(accuracy),
-        "crops": 1,
+        **asdict(accuracy(predictions)),
+        "crops": crops,
         "precision": "fp32",
-        "images_per_second": accuracy.count / (time.perf_counter() - started),
+        "images_per_second": len(predictions.labels) / seconds,
+        "published_top1": row and row.top1,
+        "published_top5": row and row.top5,
     }
+
+
+def published_row(model: Classifier) -> Optional[Checkpoint]:
+    """Return the row of the table that tells this model's published accuracy.
+
+    None for weights that are not in the table, and where images are prepared otherwise
+    than they were for the published values.
+    """
+    if model.name not in list_weights():
+        return None
+    row = checkpoint(model.name)
+    return row if row.protocol == model.protocol else None
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -89,16 +175,30 @@ def main(arguments: argparse.Namespace) -> None:
     model = init_model(
         arguments.model, arguments.weights, accept_licence=arguments.accept_licence
     )
-    outcome = validate_file(model, arguments.rec, batch_size=arguments.batch_size)
+    outcome = validate_file(
+        model,
+        arguments.rec,
+        batch_size=arguments.batch_size,
+        crops=arguments.crops,
+        per_class_csv=arguments.per_class,
+        confusion_png=arguments.confusion,
+    )
     if arguments.json:
         print(json.dumps(outcome))
-    else:
-        print(
-            "{model}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {count} images "
-            "({precision}, {crops} crop, {images_per_second:.1f} images/s)".format(
-                **outcome
-            )
+        return
+    print(
+        "{model}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {count} images "
+        "({precision}, crops: {crops}, {images_per_second:.1f} images/s)".format(
+            **outcome
         )
+    )
+    published = [
+        f"top-{k} {outcome[key]:.2f} %"
+        for k, key in ((1, "published_top1"), (5, "published_top5"))
+        if outcome[key] is not None
+    ]
+    if published:
+        print(f"published: {', '.join(published)} of all validation images")
 
 
 if __name__ == "__main__":
@@ -108,6 +208,9 @@ if __name__ == "__main__":
     add("--model", required=True, metavar="NAME[.TAG]", help="model to validate")
     add("--weights", type=Path, metavar="FILE", help="a file of your own for --model")
     add("--batch-size", type=int, default=32, help="images that run together")
+    add("--crops", type=int, choices=[1, 10], default=1, help="of each image")
+    add("--per-class", type=Path, metavar="CSV", help="write a table of the classes")
+    add("--confusion", type=Path, metavar="PNG", help="draw label against answer")
     add("--json", action="store_true", help="print one JSON object")
     add(
         "--accept-licence",

@@ -1,22 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counting top-1 and top-5."""
+"""Counting top-1 and top-5, for all images and class by class."""
 
+import csv
 import json
 import subprocess
 import sys
+from argparse import Namespace
+from collections import Counter
 from dataclasses import asdict
 from types import SimpleNamespace
 
 import mxnet as mx
 import numpy as np
 import pytest
+from PIL import Image
 
 from gluon_resnet import bundled
+from gluon_resnet import validate as validate_module
 from gluon_resnet.errors import InputError
 from gluon_resnet.loader import validation_batches
+from gluon_resnet.predictions import (
+    MOST_NAMED_CLASSES,
+    Accuracy,
+    Predictions,
+    accuracy,
+    confusion_matrix,
+    draw_confusion,
+    per_class,
+    write_per_class,
+)
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.records import RecordFile
-from gluon_resnet.validate import Accuracy, validate, validate_file
+from gluon_resnet.validate import predict, published_row, validate, validate_file
+from gluon_resnet.weights import checkpoint
 
 
 def logits_as_images(logits, labels, *, batch_size):
@@ -70,6 +86,130 @@ def test_no_image_is_no_accuracy():
     )
 
 
+@pytest.mark.parametrize("label", [-1, 3])
+def test_label_that_is_no_class_of_the_net_is_refused(label):
+    batches = logits_as_images([[0, 1, 2]] * 2, [0, label], batch_size=2)
+    low, high = sorted([0, label])
+    with pytest.raises(InputError) as error:
+        validate(first_channel, batches)
+    assert str(error.value) == (
+        f"labels from {low} to {high} for a network of 3 classes: give the images that "
+        "it was trained for"
+    )
+
+
+def test_ten_crops_are_ranked_by_their_mean_probability():
+    # The short side is the resize side already, so that the resize changes no pixel.
+    size, side, num_images, num_classes = 6, 8, 40, 10
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (num_images, side, 11, 3), np.uint8)
+    labels = rng.integers(0, num_classes, num_images)
+    weights = np.float32(rng.normal(0, 0.3, (3 * size * size, num_classes)))
+
+    def plain_ranks(mean_of):
+        ranks = []
+        for image in (np.float64(images) / 255 - 0.5) / 0.25:
+            views = []
+            for view in (image, image[:, ::-1]):
+                views += [view[:6, :6], view[:6, 5:], view[2:, :6], view[2:, 5:]]
+                views += [view[1:7, 2:8]]
+            pixels = np.stack([view.transpose(2, 0, 1).ravel() for view in views])
+            scores = mean_of(pixels @ weights)
+            ranks.append(sorted(range(num_classes), key=lambda c: -scores[c])[:5])
+        return ranks
+
+    def mean_probability(logits):
+        return sum(np.exp(row) / np.exp(row).sum() for row in logits) / 10
+
+    predictions = predict(
+        lambda images: mx.nd.dot(images.flatten(), mx.nd.array(weights)),
+        validation_batches(
+            range(num_images),
+            lambda key: (labels[key], images[key]),
+            batch_size=16,
+            protocol=Protocol(size, crop_pct=0.75, mean=(0.5,) * 3, std=(0.25,) * 3),
+            crops=10,
+        ),
+    )
+    assert predictions.ranked.tolist() == plain_ranks(mean_probability)
+    assert predictions.ranked.tolist() != plain_ranks(lambda logits: logits.mean(0))
+    assert predictions.labels.tolist() == labels.tolist()
+
+
+CLASS_NAMES = ("tench", "crane, the bird", 'the "crane"', "naïve", "none", "right")
+
+
+@pytest.fixture
+def predictions():
+    """Answers for 200 images of six classes: none of class 4, class 5 always right."""
+    rng = np.random.default_rng(1)
+    labels = rng.choice([0, 1, 2, 3, 5], 200)
+    ranked = np.array([rng.permutation(6)[:5] for _ in labels])
+    ranked[labels == 5] = [5, 0, 1, 2, 3]
+    return Predictions(labels, ranked, 6)
+
+
+def test_counts_are_those_of_a_plain_count(predictions):
+    images = [*zip(predictions.labels.tolist(), predictions.ranked.tolist())]
+    assert accuracy(predictions) == Accuracy(
+        100 * sum(label == ranked[0] for label, ranked in images) / 200,
+        100 * sum(label in ranked for label, ranked in images) / 200,
+        200,
+    )
+    pairs = Counter((label, ranked[0]) for label, ranked in images)
+    matrix = confusion_matrix(predictions)
+    assert {cell: matrix[cell] for cell in np.ndindex(6, 6) if matrix[cell]} == pairs
+
+    rows = per_class(predictions, CLASS_NAMES)
+    for row in rows[:4]:
+        own = [ranked for label, ranked in images if label == row["label"]]
+        wrong = Counter(ranked[0] for ranked in own if ranked[0] != row["label"])
+        most = max(wrong.values())
+        worst = min(label for label in wrong if wrong[label] == most)
+        assert row == {
+            "label": row["label"],
+            "class": CLASS_NAMES[row["label"]],
+            "count": len(own),
+            "top1": 100 * sum(r[0] == row["label"] for r in own) / len(own),
+            "top5": 100 * sum(row["label"] in r for r in own) / len(own),
+            "wrong_label": worst,
+            "wrong_class": CLASS_NAMES[worst],
+            "wrong_count": most,
+        }
+    count = sum(label == 5 for label, _ in images)
+    assert [tuple(row.values()) for row in rows[4:]] == [
+        (4, "none", 0, None, None, None, None, None),
+        (5, "right", count, 100, 100, None, None, None),
+    ]
+
+
+def test_table_of_classes_reads_back(predictions, tmp_path):
+    rows = per_class(predictions, CLASS_NAMES)
+    write_per_class(tmp_path / "table.csv", rows)
+    with (tmp_path / "table.csv").open(encoding="utf-8", newline="") as file:
+        read = list(csv.DictReader(file))
+    assert read == [
+        {key: "" if value is None else str(value) for key, value in row.items()}
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("num_classes", [2, MOST_NAMED_CLASSES, 200])
+def test_picture_of_the_confusion_shows_each_mistake(tmp_path, num_classes):
+    names = [f"class {label}" for label in range(num_classes)]
+    right = 50 * np.eye(num_classes, dtype=int)
+    wrong = right.copy()
+    wrong[1, :2] = 1, 49
+    pictures = []
+    for matrix in (right, wrong):
+        draw_confusion(tmp_path / "picture.png", matrix, names)
+        with Image.open(tmp_path / "picture.png") as image:
+            assert image.format == "PNG"
+            pictures.append(np.asarray(image.convert("L"), dtype=int))
+    # A light cell for the mistake, and a change that an eye can tell.
+    assert np.ptp(pictures[0] - pictures[1]) > 20
+
+
 @pytest.fixture
 def model():
     """A stand-in for what `init_model` returns; it always answers class 0."""
@@ -93,7 +233,93 @@ def test_file_is_scored_once_an_image_with_the_models_protocol(model, batch_size
         "count": 500,
         "crops": 1,
         "precision": "fp32",
+        "published_top1": None,
+        "published_top5": None,
     }
+
+
+def test_table_and_picture_are_those_of_the_file(model, tmp_path):
+    table, picture = tmp_path / "new" / "table.csv", tmp_path / "picture"
+    validate_file(model, bundled.VAL_REC, per_class_csv=table, confusion_png=picture)
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["count"] for row in rows] == ["50"] * 10
+    assert [row["top1"] for row in rows] == ["100.0"] + ["0.0"] * 9
+    assert [row["wrong_label"] for row in rows] == [""] + ["0"] * 9
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+    assert sorted(tmp_path.rglob("*")) == [table.parent, table, picture]
+
+
+@pytest.mark.parametrize("option", ["per_class_csv", "confusion_png"])
+def test_output_that_cannot_be_written_fails_before_the_work(model, tmp_path, option):
+    model.net = None  # would fail, had the work begun
+    (tmp_path / "file").touch()
+    for path, reason in ((tmp_path / "file" / "x", "File exists"), (tmp_path, "Is a")):
+        with pytest.raises(InputError, match=f"cannot write {path}: {reason}"):
+            validate_file(model, bundled.VAL_REC, **{option: path})
+
+
+def test_work_that_fails_leaves_no_file(model, tmp_path):
+    model.class_names = ("class",) * 3
+    with pytest.raises(InputError, match="none of 3 classes"):
+        validate_file(model, bundled.VAL_REC, per_class_csv=tmp_path / "table.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ten_crops_without_a_margin_are_warned_of(model, caplog):
+    assert validate_file(model, bundled.VAL_REC, crops=10)["crops"] == 10
+    (warning,) = caplog.messages
+    assert warning == (
+        "warning: model.tag is evaluated without a margin to crop: ten crops of a "
+        "square image are it and its mirror image, five times each"
+    )
+
+
+def test_other_crops_than_one_and_ten_are_refused(model):
+    with pytest.raises(InputError) as error:
+        validate_file(model, bundled.VAL_REC, crops=3)
+    assert str(error.value) == "crops is 3; use 1 (the centre) or 10"
+
+
+@pytest.fixture
+def published(model):
+    """A stand-in for published weights for ten classes, OpenMMLab's."""
+    row = checkpoint("cifar_resnet18")
+    assert (row.num_classes, row.top1, row.top5) == (10, 94.82, 99.87)
+    model.name, model.protocol = row.name, row.protocol
+    return model
+
+
+def test_published_values_stand_beside_the_measured_ones(published):
+    outcome = validate_file(published, bundled.VAL_REC)
+    assert (outcome["published_top1"], outcome["published_top5"]) == (94.82, 99.87)
+
+
+def test_published_values_hold_for_one_crop_only(published):
+    outcome = validate_file(published, bundled.VAL_REC, crops=10)
+    assert (outcome["published_top1"], outcome["published_top5"]) == (None, None)
+
+
+def test_published_values_hold_for_their_weights_and_pixels_only(published):
+    own_file = SimpleNamespace(name="cifar_resnet18", protocol=published.protocol)
+    assert published_row(own_file) is None
+    assert published_row(published) == checkpoint("cifar_resnet18")
+    published.protocol = Protocol(size=32)
+    assert published_row(published) is None
+
+
+def test_command_prints_the_published_values_below(published, monkeypatch, capsys):
+    monkeypatch.setattr(validate_module, "init_model", lambda *_, **__: published)
+    options = {"batch_size": 32, "crops": 1, "per_class": None, "confusion": None}
+    for name in ("model", "weights", "accept_licence", "json", "precision"):
+        options[name] = None  # what only init_model looks at, and no JSON
+    validate_module.main(Namespace(rec=bundled.VAL_REC, **options))
+    measured, below = capsys.readouterr().out.splitlines()
+    assert measured.startswith(
+        f"{published.name}: top-1 10.00 %, top-5 50.00 % of 500 images (fp32, crops: 1,"
+    )
+    assert below == "published: top-1 94.82 %, top-5 99.87 % of all validation images"
 
 
 def test_file_with_a_label_beyond_the_models_classes_is_refused(model):
@@ -108,17 +334,30 @@ def test_batch_size_below_one_is_refused(model):
     assert str(error.value) == "batch-size is 0; it must be at least 1"
 
 
-def test_command_answers_wrong_usage_with_one_line():
+@pytest.mark.parametrize(
+    ("options", "mistake"),
+    [
+        (
+            ["--rec", "a.rec"],
+            "the following arguments are required: --model",
+        ),
+        (
+            ["--rec", "a.rec", "--model", "resnet50", "--crops", "3"],
+            "argument --crops: invalid choice: 3 (choose from 1, 10)",
+        ),
+    ],
+)
+def test_command_answers_wrong_usage_with_one_line(options, mistake):
     result = subprocess.run(
-        [sys.executable, "-m", "gluon_resnet.validate", "--rec", "a.rec"],
+        [sys.executable, "-m", "gluon_resnet.validate", *options],
         capture_output=True,
         text=True,
         check=False,
     )
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
-        "python -m gluon_resnet.validate: the following arguments are required: "
-        "--model; see python -m gluon_resnet.validate --help\n"
+        f"python -m gluon_resnet.validate: {mistake}; "
+        "see python -m gluon_resnet.validate --help\n"
     )
 
 
@@ -147,4 +386,6 @@ def test_command_prints_what_the_bundled_checkpoint_scores_on_the_bundled_sample
         **asdict(expected),
         "crops": 1,
         "precision": "fp32",
+        "published_top1": None,
+        "published_top5": None,
     }

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a net answered to images of known labels, and what follows from it."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+# With more classes there is no room for names and numbers.
+MOST_NAMED_CLASSES = 30
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares, in percent, of images whose label is the first or in the first five."""
+
+    top1: float
+    top5: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The answers to N images, in their order."""
+
+    labels: np.ndarray
+    """int64 (N,)."""
+    ranked: np.ndarray
+    """int64 (N, 5): the five best classes, best first; with C < 5 classes, (N, C)."""
+    num_classes: int
+
+    @property
+    def hits(self) -> np.ndarray:
+        """Where the label is among the ranked classes, bool like `ranked`."""
+        return self.ranked == self.labels[:, None]
+
+
+def accuracy(predictions: Predictions) -> Accuracy:
+    """Return top-1 and top-5 of all images."""
+    count = len(predictions.labels)
+    hits = predictions.hits
+    return Accuracy(
+        100 * int(hits[:, 0].sum()) / count, 100 * int(hits.sum()) / count, count
+    )
+
+
+def confusion_matrix(predictions: Predictions) -> np.ndarray:
+    """Count the images of each label (row) by their answer (column): int64 (C, C)."""
+    num_classes = predictions.num_classes
+    cells = predictions.labels * num_classes + predictions.ranked[:, 0]
+    counts = np.bincount(cells, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def per_class(predictions: Predictions, class_names: Sequence[str]) -> list[dict]:
+    """Return a row for each class, by label.
+
+    {"label", "class", "count", "top1", "top5", "wrong_label", "wrong_class",
+    "wrong_count"}: images of the class, top-k in percent, and the wrong class that
+    they are taken for most often (the lower of two) and how often. What there is
+    nothing to say of (no image, no mistake) is None.
+    """
+    found = predictions.labels[predictions.hits.any(axis=1)]
+    in_top5 = np.bincount(found, minlength=predictions.num_classes)
+    rows = []
+    for label, answers in enumerate(confusion_matrix(predictions)):
+        count = int(answers.sum())
+        mistakes = answers.copy()
+        mistakes[label] = 0
+        worst = int(mistakes.argmax()) if mistakes.any() else None
+        rows.append(
+            {
+                "label": label,
+                "class": class_names[label],
+                "count": count,
+                "top1": 100 * int(answers[label]) / count if count else None,
+                "top5": 100 * int(in_top5[label]) / count if count else None,
+                "wrong_label": worst,
+                "wrong_class": None if worst is None else class_names[worst],
+                "wrong_count": None if worst is None else int(mistakes[worst]),
+            }
+        )
+    return rows
+
+
+def write_per_class(path: Path, rows: Sequence[dict]) -> None:
+    """Write the rows of `per_class` as CSV; None is an empty cell."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def draw_confusion(path: Path, matrix: np.ndarray, class_names: Sequence[str]) -> None:
+    """Write a PNG of a confusion matrix (C, C), the colour telling the share of a row.
+
+    Up to `MOST_NAMED_CLASSES` classes are named and counted. Of more there are only the
+    colours; they rise with the cube root, so that one mistake in fifty images shows.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    named = len(matrix) <= MOST_NAMED_CLASSES
+    side = max(4, 0.55 * len(matrix)) if named else 14
+    figure = Figure(figsize=(side + 1, side), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(
+        percent,
+        cmap="Blues" if named else "inferno",
+        norm=PowerNorm(1 / 2 if named else 1 / 3, 0, 100),
+        interpolation="nearest",
+    )
+    figure.colorbar(picture, label="% of the label's images", shrink=0.8)
+    axes.set(xlabel="answer", ylabel="label")
+    if named:
+        places = range(len(matrix))
+        axes.set_xticks(places, class_names, rotation=45, ha="right")
+        axes.set_yticks(places, class_names)
+        for row, column in np.argwhere(matrix):
+            colour = "white" if percent[row, column] > 30 else "black"
+            count = matrix[row, column]
+            axes.text(column, row, count, color=colour, ha="center", va="center")
+    figure.savefig(path, format="png", bbox_inches="tight")
