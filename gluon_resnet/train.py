@@ -1,117 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training from record files, epoch by epoch, safe against being killed."""
+"""Training from record files by a recipe, safe against being killed."""
 
 import argparse
 import json
 import logging
 import math
-import shutil
-import sys
+import tempfile
 import time
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Optional
 
 import mxnet as mx
-from mxnet import autograd, gluon
-from mxnet.gluon import HybridBlock, nn
+import numpy as np
+from mxnet.gluon import HybridBlock
+from mxnet.gluon.contrib.nn import SyncBatchNorm
 from tqdm import tqdm
 
-from gluon_resnet import command
-from gluon_resnet.augment import one_hot, pad_and_crop, random_erasing, random_flip
+import gluon_resnet
+from gluon_resnet import bundled, command
+from gluon_resnet.augment import one_hot
 from gluon_resnet.card import Card, write_card
 from gluon_resnet.create import create_model
 from gluon_resnet.errors import InputError
-from gluon_resnet.files import replacing
+from gluon_resnet.journal import draw_curves, journal
 from gluon_resnet.loader import (
     Batch,
-    Transform,
+    Batches,
+    Read,
     training_batches,
     validation_batches,
 )
-from gluon_resnet.preprocess import Protocol
+from gluon_resnet.models import set_drop_block
+from gluon_resnet.recipe import (
+    Recipe,
+    described,
+    learning_rate,
+    mix,
+    smoke,
+    training_pixels,
+    training_transforms,
+    with_settings,
+)
+from gluon_resnet.recipes import RECIPES, recipe_named
 from gluon_resnet.records import RecordFile, in_memory
+from gluon_resnet.run_state import (
+    Interrupted,
+    RunState,
+    check_same_run,
+    interrupts_held,
+    load_state,
+    save_state,
+)
+from gluon_resnet.training_step import TrainingStep
 from gluon_resnet.validate import validate
+from gluon_resnet.weights import save_weights
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the outcome of a training but the images."""
-
-    model: str
-    num_classes: int
-    protocol: Protocol
-    epochs: int
-    batch_size: int
-    learning_rate: float  # the peak
-    warmup_epochs: float
-    momentum: float
-    weight_decay: float
-    label_smoothing: float
-    pad: int  # pixels on each side, before the random crop
-    flip: bool
-    erase: float  # probability of an erased rectangle in an image
-    seed: int
-    data_set: Optional[str] = None  # whose class names the card of the weights tells
-
-
-RECIPES = {
-    # What it gave, where and in what time: gluon_resnet/bundled/README.md.
-    "fashion_mnist": Recipe(
-        model="cifar_resnet20_v1",
-        num_classes=10,
-        # Mean and deviation of all pixels of the 60,000 training images.
-        protocol=Protocol(size=28, crop_pct=1, mean=(0.2860,) * 3, std=(0.3530,) * 3),
-        epochs=40,
-        batch_size=128,
-        learning_rate=0.1,
-        warmup_epochs=1,
-        momentum=0.9,
-        weight_decay=5e-4,
-        label_smoothing=0.1,
-        pad=2,
-        flip=True,
-        erase=0.25,
-        seed=0,
-        data_set="fashion_mnist",
-    ),
-}
-
-
-def learning_rate(recipe: Recipe, epochs_done: float) -> float:
-    """Linear warm-up to the peak, then a cosine to zero (arXiv:1608.03983, eq. 5)."""
-    if epochs_done < recipe.warmup_epochs:
-        return recipe.learning_rate * epochs_done / recipe.warmup_epochs
-    share = (epochs_done - recipe.warmup_epochs) / (
-        recipe.epochs - recipe.warmup_epochs
-    )
-    return recipe.learning_rate * (1 + math.cos(math.pi * share)) / 2
-
-
-def transforms(recipe: Recipe) -> tuple[Transform, ...]:
-    """What is done to a training image, in this order."""
-    fill = tuple(round(255 * mean) for mean in recipe.protocol.mean)
-    erasing = partial(
-        random_erasing, probability=recipe.erase, fill=fill, area=(0.02, 0.2)
-    )
-    crop = partial(pad_and_crop, pad=recipe.pad)
-    return (crop, random_flip, erasing) if recipe.flip else (crop, erasing)
-
-
-class _MeanPool(nn.GlobalAvgPool2D):
-    """Global pooling whose gradient keeps the next layers on oneDNN's fast path.
-
-    oneDNN 2.4 hands the gradient of its own global pooling on in a layout that its
-    fast BatchNorm does not take; in CIFAR nets that costs half of a training step.
-    (A subclass, because Gluon refuses to replace a layer by one of another class.)
-    """
-
-    def hybrid_forward(self, F, x):
-        return F.mean(x, axis=(2, 3), keepdims=True)
+REPORTS_PER_EPOCH = 10
+# A data set of fewer bytes of pixels is decoded once and not in each epoch.
+IN_MEMORY = 2**30
+SMOKE_IMAGES = 32
 
 
 def train(
@@ -121,216 +74,370 @@ def train(
     *,
     out: Path,
     resume: bool = False,
-    ctx: Optional[mx.Context] = None,
+    contexts: Optional[Sequence[mx.Context]] = None,
+    workers: Optional[int] = None,
+    checkpoint_minutes: float = 10,
+    max_images: Optional[int] = None,
 ) -> list[dict]:
-    """Train by `recipe`; returns the log, one entry per epoch.
+    """Train by `recipe`; returns the log's entries of the epochs.
 
-    Writes into the folder `out` the last finished epoch (epoch-NNNN), log.jsonl and, at
-    the end, MODEL.params with its card. `resume` goes on from the last finished epoch,
-    or begins where there is none; the outcome is the same as without the break, bit for
-    bit.
+    out: folder for checkpoints (run_state.py), log.jsonl, tensorboard, curves.png and,
+        with a card each, the weights: MODEL.params of the last epoch, MODEL.best.params
+        of the one with the best top-1.
+    resume: go on from the newest checkpoint in `out`, in the middle of an epoch, too;
+        begin where there is none. The outcome is the same as without the break, bit for
+        bit, on the same machine with the same versions and number of threads.
+    contexts: devices that share each batch; default `mx.cpu()`.
+    workers: threads that prepare images, by default one per core.
+    checkpoint_minutes: time between checkpoints; one is written after each epoch, too.
+    max_images: use the first so many of each file.
 
-    Raises InputError for record files that do not fit, for an `out` that is in use or
-    cannot be written, and for a loss that is not finite.
+    Ctrl-C and SIGTERM end the run after a checkpoint (KeyboardInterrupt). Raises
+    InputError for files, checkpoint or devices that do not fit the recipe, for an `out`
+    that is in use or cannot be written, and for a loss that is not finite.
     """
-    ctx = ctx or mx.cpu()
-    train_records = RecordFile.open(train_rec, num_classes=recipe.num_classes)
-    val_records = RecordFile.open(val_rec, num_classes=recipe.num_classes)
-    mx.random.seed(recipe.seed)
-    net = create_model(recipe.model, num_classes=recipe.num_classes, ctx=ctx)
-    net.pool = _MeanPool()
-    net.hybridize(static_alloc=True, static_shape=True)
-    trainer = gluon.Trainer(
-        net.collect_params(),
-        "nag",
-        {"momentum": recipe.momentum, "wd": recipe.weight_decay},
-        kvstore=None,
+    contexts = list(contexts or [mx.cpu()])
+    train_records, val_records = (
+        _open(path, recipe.num_classes, max_images) for path in (train_rec, val_rec)
     )
-    history = []
-    checkpoint = last_checkpoint(out)
-    if checkpoint is not None:
-        if not resume:
-            raise InputError(
-                f"{out} holds {checkpoint.name} of an earlier run: give --resume to go "
-                "on from it or another --out"
-            )
-        history = restore(checkpoint, recipe, net, trainer, ctx)
-    write_log(out, history)  # a folder that cannot be written shall fail here
+    state = RunState(described(recipe), len(train_records.offsets), _versions())
+    saved = load_state(out)
+    if saved and not resume:
+        raise InputError(
+            f"{out} holds an earlier run: give --resume to go on or another --out"
+        )
+    if saved:
+        check_same_run(saved[0], state, out)
+    for unfinished in out.glob(".*.part.*"):  # of a run that was killed while it wrote
+        unfinished.unlink()
+
+    # The order is part of the recipe: a seed, the parameters drawn with it, the step's
+    # average that starts from them, and then what a checkpoint has instead.
+    mx.random.seed(recipe.seed)
+    net = training_net(recipe, contexts, is_new=saved is None)
+    step = TrainingStep(net, recipe, contexts)
+    if saved:
+        state, arrays = saved
+        restore(step, arrays)
+        log.info("going on from step %d", state.steps)
     # Inference with MXNet reorders weights in place, some time after the call. Training
     # that goes on with these weights rounds now one way, now the other.
-    val_net = create_model(recipe.model, num_classes=recipe.num_classes, ctx=ctx)
+    val_net = create_model(
+        recipe.model, num_classes=recipe.num_classes, ctx=contexts[0]
+    )
     val_net.hybridize(static_alloc=True, static_shape=True)
-    read_train = in_memory(train_records)
+
+    train_batches = partial(
+        training_batches,
+        list(train_records.offsets),
+        _reader(train_records),
+        batch_size=recipe.batch_size,
+        protocol=training_pixels(recipe),
+        transforms=training_transforms(recipe),
+        seed=recipe.seed,
+        repeats=recipe.repeats,
+        workers=workers,
+    )
     val_batches = validation_batches(
         list(val_records.offsets),
-        in_memory(val_records),
-        batch_size=recipe.batch_size,
+        _reader(val_records),
+        # On one device, and what fits it in training fits it here.
+        batch_size=max(1, recipe.batch_size // (len(contexts) * recipe.accumulate)),
         protocol=recipe.protocol,
+        workers=workers,
     )
-    for epoch in range(len(history), recipe.epochs):
-        started = time.perf_counter()
-        # What a net draws depends on the epoch alone: a resumed run draws the same.
-        mx.random.seed(recipe.seed + epoch)
-        batches = training_batches(
-            list(train_records.offsets),
-            read_train,
-            batch_size=recipe.batch_size,
-            protocol=recipe.protocol,
-            transforms=transforms(recipe),
-            seed=recipe.seed,
-            epoch=epoch,
-        )
-        bar = tqdm(batches, f"epoch {epoch + 1}", unit="batch", disable=None)
-        loss = train_epoch(recipe, net, trainer, bar, epoch=epoch, ctx=ctx)
-        num_trained = len(batches) * recipe.batch_size
-        trained = time.perf_counter()
-        copy_parameters(net, val_net)
-        accuracy = validate(val_net, val_batches, ctx=ctx)
-        entry = {
-            "epoch": epoch + 1,
-            "loss": loss,
-            "top1": accuracy.top1,
-            "top5": accuracy.top5,
-            "seconds": time.perf_counter() - started,
-            "images_per_second": num_trained / (trained - started),
-        }
-        history.append(entry)
-        log.info("%s", json.dumps(entry))
-        save_checkpoint(out, recipe, net, trainer, history)
-    weights = out / f"{recipe.model}.params"
-    with replacing(weights) as part:
-        net.save_parameters(str(part))
-    write_card(weights, Card(recipe.model, recipe.protocol, recipe.data_set))
-    return history
+    saved_at = time.perf_counter()
+    with journal(out, state) as record, interrupts_held() as raise_held:
+        try:
+            while state.epoch < recipe.epochs:
+                began, first_batch = time.perf_counter(), state.batch
+                if recipe.drop_block:
+                    share = (state.epoch + 1) / recipe.epochs
+                    set_drop_block(net, share * recipe.drop_block)
+                batches = train_batches(epoch=state.epoch, start_batch=first_batch)
+                title = f"epoch {state.epoch + 1}/{recipe.epochs}"
+                bar = _bar(batches, raise_held, title, done=first_batch)
+                states = train_epoch(recipe, step, bar, state, record)
+                for state in states:
+                    if time.perf_counter() - saved_at > 60 * checkpoint_minutes:
+                        save_state(out, state, arrays_of(step))
+                        saved_at = time.perf_counter()
+                trained = time.perf_counter()
+
+                copy_parameters(step.evaluated_parameters(), val_net)
+                bar = _bar(val_batches, raise_held, "validation")
+                accuracy = validate(val_net, bar, ctx=contexts[0])
+                num_trained = (state.batch - first_batch) * recipe.batch_size
+                entry = {
+                    "epoch": state.epoch + 1,
+                    "step": state.steps,
+                    "loss": state.loss_sum / state.batch,
+                    "top1": accuracy.top1,
+                    "top5": accuracy.top5,
+                    "seconds": time.perf_counter() - began,
+                    "images_per_second": num_trained / (trained - began),
+                }
+                if accuracy.top1 > max((e["top1"] for e in state.history), default=-1):
+                    _write_weights(out / f"{recipe.model}.best.params", recipe, val_net)
+                record(entry)
+                log.info("%s", json.dumps(entry))
+                state = state.after_epoch(entry)
+                save_state(out, state, arrays_of(step))
+                saved_at = time.perf_counter()
+                draw_curves(out / "curves.png", state.history)
+        except Interrupted:
+            path = save_state(out, state, arrays_of(step))
+            log.warning("saved %s: give --resume to go on from there", path)
+            raise
+    copy_parameters(step.evaluated_parameters(), val_net)
+    _write_weights(out / f"{recipe.model}.params", recipe, val_net)
+    return list(state.history)
 
 
 def train_epoch(
     recipe: Recipe,
-    net: HybridBlock,
-    trainer: gluon.Trainer,
-    batches: Collection[Batch],
-    *,
-    epoch: int,
-    ctx: mx.Context,
-) -> float:
-    """One pass over the batches; returns the mean loss.
+    step: TrainingStep,
+    batches: tqdm,
+    state: RunState,
+    record: Callable[[dict], None],
+) -> Iterator[RunState]:
+    """Train on the rest of an epoch; gives the state after each step.
 
     Raises InputError when the loss is not finite.
     """
-    loss_function = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
-    total = 0.0
-    for step, (images, labels) in enumerate(batches):
-        trainer.set_learning_rate(learning_rate(recipe, epoch + step / len(batches)))
+    every = math.ceil(state.steps_per_epoch / REPORTS_PER_EPOCH)
+    reported, reported_at = state, time.perf_counter()
+    for images, labels in batches:
+        # All that is drawn follows from seed and step: a resumed run draws the same.
+        rng = _step_rng(recipe.seed, state.steps)
+        mx.random.seed(int(rng.integers(2**31)))
+        rate = learning_rate(recipe, state.steps, state.steps_per_epoch)
         targets = one_hot(labels, recipe.num_classes, smoothing=recipe.label_smoothing)
-        with autograd.record():
-            logits = net(mx.nd.array(images, ctx=ctx))
-            losses = loss_function(logits, mx.nd.array(targets, ctx=ctx))
-        losses.backward()
-        trainer.step(recipe.batch_size)
-        loss = losses.mean().asscalar()
+        loss = step(*mix(recipe, images, targets, rng), learning_rate=rate)
         if not math.isfinite(loss):
             raise InputError(
-                f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}: "
-                f"lower the learning rate of {recipe.learning_rate}"
+                f"the loss is {loss} in epoch {state.epoch + 1}, step "
+                f"{state.batch + 1}: lower the learning rate of {recipe.learning_rate}"
             )
-        total += float(loss)
-    # The last backward pass updates running statistics, and MXNet does not make those
-    # wait who read them.
-    mx.nd.waitall()
-    return total / len(batches)
+        state = replace(state, batch=state.batch + 1, loss_sum=state.loss_sum + loss)
+        if state.batch % every == 0:
+            now, count = time.perf_counter(), state.batch - reported.batch
+            pace = (now - reported_at) / count
+            remaining = recipe.epochs * state.steps_per_epoch - state.steps
+            entry = {
+                "epoch": state.epoch + 1,
+                "step": state.steps,
+                "loss": (state.loss_sum - reported.loss_sum) / count,
+                "learning_rate": rate,
+                "images_per_second": recipe.batch_size / pace,
+                "seconds_left": pace * remaining,
+            }
+            record(entry)
+            _show(batches, entry)
+            reported, reported_at = state, now
+        yield state
 
 
-def copy_parameters(net: HybridBlock, target: HybridBlock) -> None:
-    """Give `target`, a net of the same model, the values of `net`."""
-    values = net._collect_params_with_prefix()
-    for name, parameter in target._collect_params_with_prefix().items():
-        parameter.set_data(values[name].data())
+def training_net(
+    recipe: Recipe, contexts: Sequence[mx.Context], *, is_new: bool = True
+) -> HybridBlock:
+    """The recipe's network with the parameters that its training starts from.
 
-
-def write_log(out: Path, history: list[dict]) -> None:
-    """Write log.jsonl, a line per epoch."""
-    with replacing(out / "log.jsonl") as part:
-        part.write_text("".join(json.dumps(entry) + "\n" for entry in history))
-
-
-def last_checkpoint(out: Path) -> Optional[Path]:
-    """The folder of the last finished epoch in `out`, if any."""
-    return max(out.glob("epoch-[0-9][0-9][0-9][0-9]"), default=None)
-
-
-def save_checkpoint(
-    out: Path,
-    recipe: Recipe,
-    net: HybridBlock,
-    trainer: gluon.Trainer,
-    history: list[dict],
-) -> None:
-    """Write log.jsonl and, under a temporary name, epoch-NNNN; then drop older ones."""
-    folder = out / f"epoch-{len(history):04d}"
-    unfinished = out / f"{folder.name}.part"
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
-    unfinished.mkdir(parents=True)
-    net.save_parameters(str(unfinished / "net.params"))
-    # Trainer.save_states would pickle, and what is pickled runs code when read.
-    momenta = {str(i): m for i, m in trainer._updaters[0].states.items()}
-    mx.nd.save(str(unfinished / "momenta.params"), momenta)
-    state = {"recipe": asdict(recipe), "history": history}
-    (unfinished / "state.json").write_text(json.dumps(state, indent=1))
-    # The log first: a run that is killed between the two does this epoch once more.
-    write_log(out, history)
-    unfinished.rename(folder)
-    for older in out.glob("epoch-*"):
-        if older != folder:
-            shutil.rmtree(older)
-
-
-def restore(
-    folder: Path,
-    recipe: Recipe,
-    net: HybridBlock,
-    trainer: gluon.Trainer,
-    ctx: mx.Context,
-) -> list[dict]:
-    """Fill net and trainer from a checkpoint; returns the log of its epochs."""
-    state = json.loads((folder / "state.json").read_text())
-    wanted = json.loads(json.dumps(asdict(recipe)))
-    if state["recipe"] != wanted:
-        differing = [k for k in wanted if state["recipe"].get(k) != wanted[k]]
+    is_new: False leaves published weights aside, since a checkpoint will replace them.
+    """
+    options = {}
+    if recipe.sync_bn and len(contexts) > 1:
+        options["norm_layer"] = SyncBatchNorm
+        options["norm_options"] = {"num_devices": len(contexts)}
+    is_pretrained = is_new and recipe.initial_weights is not None
+    net = create_model(
+        recipe.initial_weights if is_pretrained else recipe.model,
+        pretrained=is_pretrained,
+        num_classes=recipe.num_classes,
+        ctx=contexts,
+        dropout=recipe.dropout,
+        drop_path=recipe.drop_path,
+        drop_block=recipe.drop_block,
+        last_gamma=recipe.last_gamma,
+        **options,
+    )
+    if is_pretrained and net.spec.name != recipe.model:
         raise InputError(
-            f"{folder} was trained by another recipe (its {', '.join(differing)} "
-            "differs): resume with the same one or give another --out"
+            f"initial_weights {recipe.initial_weights} are for {net.spec.name}, the "
+            f"model is {recipe.model}: give weights of it, or none"
         )
-    net.load_parameters(str(folder / "net.params"), ctx=ctx)
-    updater = trainer._updaters[0]
-    for index, momentum in mx.nd.load(str(folder / "momenta.params")).items():
-        updater.states[int(index)] = momentum.as_in_context(ctx)
-        updater.states_synced[int(index)] = True
-    return state["history"]
+    return net
+
+
+def arrays_of(step: TrainingStep) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint: the net's as net.NAME, and all else the step has."""
+    arrays = step.arrays()
+    for name, parameter in step.parameters.items():
+        arrays[f"net.{name}"] = parameter.list_data()[0]
+    return {name: array.asnumpy() for name, array in arrays.items()}
+
+
+def restore(step: TrainingStep, arrays: Mapping[str, np.ndarray]) -> None:
+    """Fill net and step from `arrays_of`."""
+    values = {n: mx.nd.array(array, dtype=array.dtype) for n, array in arrays.items()}
+    for name, parameter in step.parameters.items():
+        parameter.set_data(values.pop(f"net.{name}"))
+    step.restore(values)
+
+
+def copy_parameters(values: Mapping[str, mx.nd.NDArray], target: HybridBlock) -> None:
+    """Give `target` values under the names of `save_parameters`."""
+    for name, parameter in target._collect_params_with_prefix().items():
+        parameter.set_data(values[name])
+
+
+def _write_weights(path: Path, recipe: Recipe, net: HybridBlock) -> None:
+    """Write a net's weights and their card."""
+    try:
+        save_weights(net, path)
+    except mx.base.MXNetError as error:  # MXNet's own way to say that a disk is full
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(
+            f"cannot write {path}: {reason}; mend that and go on with --resume"
+        ) from None
+    write_card(path, Card(recipe.model, recipe.protocol, recipe.data_set))
+
+
+def _open(path: Path, num_classes: int, max_images: Optional[int]) -> RecordFile:
+    records = RecordFile.open(path, num_classes=num_classes)
+    return replace(records, offsets=dict(list(records.offsets.items())[:max_images]))
+
+
+def _reader(records: RecordFile) -> Read:
+    """How images are read: from memory where all fit that are as large as the first."""
+    _, image = records.read(next(iter(records.offsets)))
+    fit = image.nbytes * len(records.offsets) <= IN_MEMORY
+    return in_memory(records) if fit else records.read
+
+
+def _bar(
+    batches: Batches, before_each: Callable[[], None], title: str, *, done: int = 0
+) -> tqdm:
+    """The batches under a progress bar, on a terminal, with a call before each."""
+
+    def called() -> Iterator[Batch]:
+        for batch in batches:
+            before_each()
+            yield batch
+
+    total = done + len(batches)
+    return tqdm(called(), title, initial=done, total=total, unit="batch", disable=None)
+
+
+def _step_rng(seed: int, step: int) -> np.random.Generator:
+    # The spawn key sets it apart from what the loader draws for epochs and images.
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,)))
+
+
+def _show(bar: tqdm, entry: dict) -> None:
+    """Tell how it goes: in the bar on a terminal, else in a line of the log."""
+    left = timedelta(seconds=round(entry["seconds_left"]))
+    text = (
+        f"loss {entry['loss']:.4f}, learning rate {entry['learning_rate']:.3g}, "
+        f"{entry['images_per_second']:.1f} images/s, {left} to finish"
+    )
+    if bar.disable:
+        log.info("epoch %d, step %d: %s", entry["epoch"], entry["step"], text)
+    else:
+        bar.set_postfix_str(text)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "gluon_resnet": gluon_resnet.__version__,
+        "mxnet": mx.__version__,
+        "numpy": np.__version__,
+    }
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Print the last entry of the log."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    history = train(
-        RECIPES[arguments.recipe],
-        arguments.train_rec,
-        arguments.val_rec,
-        out=arguments.out,
-        resume=arguments.resume,
-    )
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    recipe = recipe_named(arguments.recipe)
+    if arguments.smoke:
+        recipe = smoke(recipe)
+        arguments.train_rec = arguments.train_rec or bundled.TRAIN_REC
+        arguments.val_rec = arguments.val_rec or bundled.VAL_REC
+    elif None in (arguments.train_rec, arguments.val_rec, arguments.out):
+        raise InputError(
+            "--train-rec, --val-rec and --out are needed: give them all, or --smoke to "
+            "try the recipe on the bundled sample"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        history = train(
+            with_settings(recipe, arguments.set or []),
+            arguments.train_rec,
+            arguments.val_rec,
+            out=arguments.out or Path(scratch),
+            resume=arguments.resume,
+            contexts=arguments.ctx,
+            workers=arguments.workers,
+            checkpoint_minutes=arguments.checkpoint_every,
+            max_images=SMOKE_IMAGES if arguments.smoke else None,
+        )
     print(json.dumps(history[-1]))
+
+
+def _contexts(names: str) -> list[mx.Context]:
+    """Parse "cpu", "gpu(0)", "cpu(0),cpu(1)"."""
+    contexts = []
+    for name in names.split(","):
+        kind, _, index = name.rstrip(")").partition("(")
+        if kind not in ("cpu", "gpu") or not (index or "0").isdigit():
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is no device; use cpu, gpu(0), gpu(1), ..."
+            )
+        if kind == "gpu" and int(index or 0) >= mx.context.num_gpus():
+            raise argparse.ArgumentTypeError(
+                f"{name} is not there: MXNet sees {mx.context.num_gpus()} GPUs"
+            )
+        contexts.append(mx.Context(kind, int(index or 0)))
+    return contexts
 
 
 if __name__ == "__main__":
     parser = command.Parser(
         prog="python -m gluon_resnet.train",
         description="Train a model from record files.",
+        epilog=f"recipes: {', '.join(RECIPES)}",
     )
     add = parser.add_argument
-    add("--recipe", choices=RECIPES, required=True, help="what to train, and how")
-    add("--train-rec", type=Path, required=True, help=".rec file to train on")
-    add("--val-rec", type=Path, required=True, help=".rec file to validate on")
-    add("--out", type=Path, required=True, help="folder for checkpoint, log, weights")
-    add("--resume", action="store_true", help="go on from the last finished epoch")
+    add("--recipe", required=True, metavar="NAME", help="what to train, and how")
+    add("--train-rec", type=Path, metavar="FILE", help=".rec file to train on")
+    add("--val-rec", type=Path, metavar="FILE", help=".rec file to validate on")
+    add("--out", type=Path, metavar="DIR", help="folder for checkpoints, log, weights")
+    add("--resume", action="store_true", help="go on from the newest checkpoint in it")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        metavar="KEY=VALUE",
+        help="change the recipe; another batch_size scales the learning rate",
+    )
+    add(
+        "--smoke",
+        action="store_true",
+        help="see in seconds that it runs: a few small images, two epochs; without "
+        "other files on the bundled sample",
+    )
+    add(
+        "--ctx",
+        type=_contexts,
+        default="cpu",
+        metavar="DEVICES",
+        help="devices that share each batch: cpu, gpu(0) or gpu(0),gpu(1)",
+    )
+    add("--workers", type=int, metavar="N", help="threads that prepare images")
+    add(
+        "--checkpoint-every",
+        type=float,
+        default=10,
+        metavar="MINUTES",
+        help="minutes between checkpoints",
+    )
     command.run(main, parser)

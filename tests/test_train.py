@@ -1,51 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training on a toy set: bright images are of class 1."""
+"""The training loop on a toy set (bright images are of class 1), and every recipe."""
 
+import errno
 import json
+import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import kill_training
 import mxnet as mx
 import numpy as np
 import pytest
+from mxnet.gluon import nn
+from mxnet.gluon.contrib.nn import SyncBatchNorm
 
+from gluon_resnet import bundled, create
 from gluon_resnet import train as module
+from gluon_resnet.augment import pad_and_crop, random_flip
+from gluon_resnet.classifier import init_model
 from gluon_resnet.errors import InputError
+from gluon_resnet.loader import validation_batches
+from gluon_resnet.models import model_spec
 from gluon_resnet.preprocess import Protocol
-from gluon_resnet.train import (
-    RECIPES,
-    last_checkpoint,
-    learning_rate,
-    train,
-    transforms,
-)
+from gluon_resnet.recipe import smoke
+from gluon_resnet.recipes import RECIPES
+from gluon_resnet.records import RecordFile
+from gluon_resnet.run_state import Interrupted, checkpoints, load_state
+from gluon_resnet.train import train, training_net
+from gluon_resnet.validate import validate
 from imagenet_prep.fashion_mnist import write_split
 
 TOY = replace(
     RECIPES["fashion_mnist"],
     num_classes=2,
+    data_set=None,
     protocol=Protocol(size=8, crop_pct=1, mean=(0.5,) * 3, std=(0.3,) * 3),
+    transforms=(partial(pad_and_crop, pad=1), random_flip),
     epochs=3,
     batch_size=16,
-    pad=1,
+)
+# With all that is drawn in a step, and all that has a state.
+DRAWING = replace(
+    TOY,
+    epochs=2,
+    batch_size=64,
+    mixup=0.2,
+    cutmix=1,
+    dropout=0.2,
+    drop_path=0.2,
+    ema=0.9,
 )
 COUNT = 200  # not a multiple of the batch size
 
 
+def write_toy(prefix, labels):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 128, (len(labels), 8, 8)) + 127 * labels[:, None, None]
+    write_split(
+        prefix, images.astype(np.uint8), labels, range(len(labels)), shuffle=False
+    )
+    return prefix.with_suffix(".rec")
+
+
 @pytest.fixture(scope="module")
 def rec(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, COUNT)
-    images = rng.integers(0, 128, (COUNT, 8, 8)) + 127 * labels[:, None, None]
-    prefix = tmp_path_factory.mktemp("toy") / "toy"
-    write_split(prefix, images.astype(np.uint8), labels, range(COUNT), shuffle=False)
-    return prefix.with_suffix(".rec")
+    labels = np.random.default_rng(1).integers(0, 2, COUNT)
+    return write_toy(tmp_path_factory.mktemp("toy") / "toy", labels)
 
 
 @pytest.fixture(scope="module")
@@ -66,53 +92,88 @@ def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def parameters_of(out, name=f"{TOY.model}.params"):
+    """Names and bytes of the weights in a folder."""
+    values = mx.nd.load(str(out / name))
+    return {name: value.asnumpy().tobytes() for name, value in values.items()}
+
+
+def outcome(history):
+    return [(entry["loss"], entry["top1"], entry["top5"]) for entry in history]
+
+
 def test_training_learns_the_toy_set(finished):
     _, history = finished
     assert history[-1]["top1"] == 100
     assert history[-1]["loss"] < history[0]["loss"]
 
 
-def test_folder_holds_weights_log_and_the_last_epoch(finished):
-    out, history = finished
-    assert names_in(out) == [
+def test_folder_holds_weights_logs_and_two_checkpoints(finished):
+    assert names_in(finished[0]) == [
+        "cifar_resnet20_v1.best.json",
+        "cifar_resnet20_v1.best.params",
         "cifar_resnet20_v1.json",
         "cifar_resnet20_v1.params",
-        "epoch-0003",
+        "curves.png",
         "log.jsonl",
+        "step-00000024.npz",
+        "step-00000036.npz",
+        "tensorboard",
     ]
-    lines = (out / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == history
-    assert [entry["epoch"] for entry in history] == [1, 2, 3]
 
 
-def parameters_of(out):
-    """Names and bytes of the weights in a folder."""
-    values = mx.nd.load(str(out / f"{TOY.model}.params"))
-    return {name: value.asnumpy().tobytes() for name, value in values.items()}
+def test_log_has_a_line_for_each_report_and_each_epoch(finished):
+    out, history = finished
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line for line in lines if "top1" in line] == history
+    assert [(entry["epoch"], entry["step"]) for entry in history] == [
+        (1, 12),
+        (2, 24),
+        (3, 36),
+    ]
+    reports = [line for line in lines if "top1" not in line]
+    assert [report["step"] for report in reports] == list(range(2, 37, 2))
+    assert reports[-1]["seconds_left"] == 0
+    # Of intervals of equal length, hence their mean is that of the epoch.
+    losses = np.reshape([report["loss"] for report in reports], (3, 6)).mean(axis=1)
+    np.testing.assert_allclose(losses, [entry["loss"] for entry in history])
+
+
+@pytest.mark.parametrize("name", ["", ".best"])
+def test_weights_score_what_the_log_says(finished, rec, name):
+    out, history = finished
+    weights = out / f"{TOY.model}{name}.params"
+    model = init_model(TOY.model, weights)
+    records = RecordFile.open(rec, num_classes=2)
+    batches = validation_batches(
+        list(records.offsets), records.read, batch_size=50, protocol=model.protocol
+    )
+    top1 = [entry["top1"] for entry in history]
+    assert model.protocol == TOY.protocol
+    assert validate(model.net, batches).top1 == (max(top1) if name else top1[-1])
+
+
+class BreakError(Exception):
+    """Stands for the moment at which a run is killed."""
 
 
 @pytest.mark.parametrize(
     ("home", "name"),
     [
-        (mx.nd, "save"),  # while an epoch is being written
-        (module, "write_log"),
-        (Path, "rename"),  # when it is written, but has not got its name
-        (shutil, "rmtree"),  # before the older one goes
+        (os, "fsync"),  # while a checkpoint is being written
+        (Path, "replace"),  # when it is written, but has not got its name
+        (Path, "unlink"),  # before an older one goes
+        (module, "save_state"),  # after the epoch's line in the log
+        (module, "draw_curves"),
     ],
 )
-def test_run_that_breaks_while_saving_resumes_to_equal_weights(
+def test_run_that_breaks_after_an_epoch_resumes_to_equal_weights(
     finished, rec, tmp_path, monkeypatch, home, name
 ):
-    class BreakError(Exception):
-        pass
-
-    calls = 0
     function = getattr(home, name)
 
     def breaks(*arguments, **options):
-        nonlocal calls
-        calls += (tmp_path / "epoch-0001").exists()
-        if calls > 0:
+        if (tmp_path / "step-00000012.npz").exists():
             raise BreakError
         return function(*arguments, **options)
 
@@ -121,49 +182,130 @@ def test_run_that_breaks_while_saving_resumes_to_equal_weights(
         train(TOY, rec, rec, out=tmp_path)
     history = train(TOY, rec, rec, out=tmp_path, resume=True)
     assert parameters_of(tmp_path) == parameters_of(finished[0])
-    assert [e["top1"] for e in history] == [e["top1"] for e in finished[1]]
+    assert outcome(history) == outcome(finished[1])
     assert names_in(tmp_path) == names_in(finished[0])
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == TOY.epochs
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert sum("top1" in line for line in lines) == TOY.epochs
 
 
-def test_run_killed_at_some_moment_resumes_to_equal_weights(rec, tmp_path):
-    recipe = replace(TOY, epochs=8)
-    out, whole = tmp_path / "killed", tmp_path / "whole"
-    program = (
-        "from pathlib import Path\n"
-        "from gluon_resnet.preprocess import Protocol\n"
-        "from gluon_resnet.train import Recipe, train\n"
-        f"train({recipe!r}, Path({str(rec)!r}), Path({str(rec)!r}), "
-        f"out=Path({str(out)!r}))\n"
+@pytest.mark.parametrize("contexts", [[mx.cpu()], [mx.cpu(0), mx.cpu(1)]])
+def test_run_that_breaks_after_every_step_resumes_to_equal_weights(
+    rec, tmp_path, monkeypatch, contexts
+):
+    """Between any two steps, and with two of the six steps in one life."""
+    run = partial(train, DRAWING, rec, rec, contexts=contexts, checkpoint_minutes=0)
+    whole = run(out=tmp_path / "whole")
+    save = module.save_state
+    saved = 0
+
+    def breaks(*arguments):
+        nonlocal saved
+        save(*arguments)
+        saved += 1
+        if saved % 2 == 0:
+            raise BreakError
+
+    monkeypatch.setattr(module, "save_state", breaks)
+    breaks_off = 0
+    while True:
+        try:
+            history = run(out=tmp_path / "broken", resume=True)
+        except BreakError:
+            breaks_off += 1
+        else:
+            break
+    assert breaks_off == 4
+    assert outcome(history) == outcome(whole)
+    assert parameters_of(tmp_path / "broken") == parameters_of(tmp_path / "whole")
+
+
+def test_run_killed_at_random_moments_resumes_to_equal_weights(tmp_path):
+    """The small form of kill_training.py."""
+    assert kill_training.compare(tmp_path, kills=2, epochs=6, seed=os.getpid()) > 0
+
+
+def test_damaged_checkpoint_costs_no_bit(finished, rec, tmp_path, caplog):
+    train(TOY, rec, rec, out=tmp_path)
+    newest = checkpoints(tmp_path)[-1]
+    os.truncate(newest, newest.stat().st_size // 2)
+    with caplog.at_level(logging.WARNING):
+        history = train(TOY, rec, rec, out=tmp_path, resume=True)
+    assert caplog.messages[0].startswith(f"{newest} is damaged")
+    assert outcome(history) == outcome(finished[1])
+    assert parameters_of(tmp_path) == parameters_of(finished[0])
+
+
+def test_finished_run_resumes_to_what_it_is(finished, rec):
+    out, history = finished
+    before = parameters_of(out)
+    assert train(TOY, rec, rec, out=out, resume=True) == history
+    assert parameters_of(out) == before
+
+
+def start_training(rec, out, *options):
+    """A training by the command line that would take hours."""
+    command = [sys.executable, "-m", "gluon_resnet.train", "--recipe", "fashion_mnist"]
+    files = ["--train-rec", rec, "--val-rec", rec, "--out", out]
+    return subprocess.Popen(
+        [*command, *files, *options, "--set", "epochs=100000", "batch_size=16"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    process = subprocess.Popen([sys.executable, "-c", program])
-    try:
-        while process.poll() is None and not list(out.glob("epoch-000[2-9]")):
-            time.sleep(0.001)
-        time.sleep(np.random.default_rng(os.getpid()).uniform(0, 0.2))
-    finally:
-        process.kill()
-    assert process.wait() == -signal.SIGKILL
-    finished_epochs = int(last_checkpoint(out).name[-4:])
-    assert 2 <= finished_epochs < recipe.epochs
-    train(recipe, rec, rec, out=out, resume=True)
-    train(recipe, rec, rec, out=whole)
-    assert parameters_of(out) == parameters_of(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(rec, tmp_path, number):
+    process = start_training(rec, tmp_path)
+    log = tmp_path / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    saved = checkpoints(tmp_path)[-1]
+    assert process.returncode == 130
+    assert errors.splitlines()[-2:] == [
+        f"saved {saved}: give --resume to go on from there",
+        "python -m gluon_resnet.train: stopped by Ctrl-C",
+    ]
+    assert load_state(tmp_path)[0].steps > 0
+
+
+def test_ctrl_c_in_a_validation_costs_no_step(finished, rec, tmp_path, monkeypatch):
+    def interrupted(net, batches, ctx):
+        next(iter(batches))
+        raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "validate", interrupted)
+        train(TOY, rec, rec, out=tmp_path)
+    state, _ = load_state(tmp_path)
+    assert (state.epoch, state.batch, state.steps_per_epoch) == (0, 12, 12)
+    history = train(TOY, rec, rec, out=tmp_path, resume=True)
+    assert outcome(history) == outcome(finished[1])
+    assert parameters_of(tmp_path) == parameters_of(finished[0])
 
 
 def test_folder_in_use_needs_resume(finished, rec):
     assert error_of(train, TOY, rec, rec, out=finished[0]) == (
-        f"{finished[0]} holds epoch-0003 of an earlier run: give --resume to go on "
-        "from it or another --out"
+        f"{finished[0]} holds an earlier run: give --resume to go on or another --out"
     )
 
 
 def test_another_recipe_does_not_resume(finished, rec):
     other = replace(TOY, learning_rate=0.2)
     assert error_of(train, other, rec, rec, out=finished[0], resume=True) == (
-        f"{finished[0] / 'epoch-0003'} was trained by another recipe (its "
-        "learning_rate differs): resume with the same one or give another --out"
+        f"{finished[0]} was trained by another recipe (learning_rate differs): resume "
+        "with the same one or give another --out"
     )
+
+
+def test_another_number_of_devices_does_not_resume(finished, rec):
+    contexts = [mx.cpu(0), mx.cpu(1)]
+    message = error_of(
+        train, TOY, rec, rec, out=finished[0], resume=True, contexts=contexts
+    )
+    assert message.startswith("the training state does not fit: ")
 
 
 def test_file_smaller_than_a_batch_is_refused(rec, tmp_path):
@@ -174,6 +316,24 @@ def test_file_smaller_than_a_batch_is_refused(rec, tmp_path):
     )
 
 
+def test_label_that_is_no_class_is_refused(tmp_path):
+    rec = write_toy(tmp_path / "toy", np.array([0, 2]))
+    assert error_of(train, TOY, rec, rec, out=tmp_path / "out") == (
+        f"{rec}, record 1 at offset {RecordFile.open(rec, num_classes=3).offsets[1]}: "
+        "its label 2.0 is none of 2 classes; write the file again"
+    )
+
+
+def test_file_without_images_is_refused(rec, tmp_path):
+    empty = tmp_path / "empty.rec"
+    empty.touch()
+    empty.with_suffix(".idx").touch()
+    for files in ((empty, rec), (rec, empty)):
+        assert error_of(train, TOY, *files, out=tmp_path / "out") == (
+            f"{empty.with_suffix('.idx')} lists no record: write the index again"
+        )
+
+
 def test_folder_that_cannot_be_written_fails_before_the_first_epoch(rec, tmp_path):
     out = tmp_path / "file"
     out.touch()
@@ -182,70 +342,132 @@ def test_folder_that_cannot_be_written_fails_before_the_first_epoch(rec, tmp_pat
     )
 
 
-def test_command_answers_a_missing_file_with_one_line(tmp_path):
-    command = [sys.executable, "-m", "gluon_resnet.train", "--recipe", "fashion_mnist"]
-    rec = str(tmp_path / "a.rec")
-    result = subprocess.run(
-        [*command, "--train-rec", rec, "--val-rec", rec, "--out", str(tmp_path)],
+def test_full_disk_is_one_line_and_the_run_resumes(
+    finished, rec, tmp_path, monkeypatch
+):
+    write_array = np.lib.format.write_array
+
+    def full(*arguments, **options):
+        if (tmp_path / "step-00000012.npz").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_array(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np.lib.format, "write_array", full)
+        assert error_of(train, TOY, rec, rec, out=tmp_path) == (
+            f"cannot write {tmp_path / 'step-00000024.npz'}: No space left on device; "
+            "mend that and go on with --resume; step-00000012.npz is kept"
+        )
+    train(TOY, rec, rec, out=tmp_path, resume=True)
+    assert parameters_of(tmp_path) == parameters_of(finished[0])
+
+
+def test_training_that_diverges_stops_and_keeps_what_was_finite(rec, tmp_path):
+    recipe = replace(TOY, learning_rate=1e30, warmup_epochs=2)
+    message = error_of(train, recipe, rec, rec, out=tmp_path, checkpoint_minutes=0)
+    assert message.endswith(": lower the learning rate of 1e+30") or (
+        " is not finite after step " in message
+    )
+    state, arrays = load_state(tmp_path)
+    assert state.steps >= 1
+    assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+def test_loss_that_is_not_finite_is_told_with_its_step(rec, tmp_path, monkeypatch):
+    losses = iter([1.0, 2.0, float("nan")])
+    monkeypatch.setattr(module.TrainingStep, "__call__", lambda *_, **__: next(losses))
+    assert error_of(train, TOY, rec, rec, out=tmp_path) == (
+        "the loss is nan in epoch 1, step 3: lower the learning rate of 0.1"
+    )
+
+
+def test_fine_tuning_starts_from_published_weights(monkeypatch):
+    tag = "openmmlab_3rdparty-mill_in21k"
+    row = create.checkpoint(f"resnet50_v1b.{tag}")
+    local = replace(row, model=TOY.model, num_classes=10)
+    monkeypatch.setattr(create, "checkpoint", lambda name: local)
+    monkeypatch.setattr(create, "fetch", lambda row, **_: bundled.weights())
+    recipe = replace(TOY, initial_weights=f"{TOY.model}.any")
+    published = mx.nd.load(str(bundled.weights()))["stem.conv1.weight"].asnumpy()
+    for is_new in (True, False):
+        net = training_net(recipe, [mx.cpu()], is_new=is_new)
+        kernel = net.stem.conv1.weight.data().asnumpy()
+        assert (kernel == published).all() == is_new
+
+
+def test_norms_are_synchronised_over_several_devices_alone():
+    recipe = replace(TOY, sync_bn=True)
+    one, two = (
+        training_net(recipe, [mx.cpu(i) for i in range(count)]) for count in (1, 2)
+    )
+    assert type(one.stem.bn1) is nn.BatchNorm
+    assert type(two.stem.bn1) is SyncBatchNorm
+    names = [list(net._collect_params_with_prefix()) for net in (one, two)]
+    assert names[0] == names[1]
+
+
+def run_command(*options):
+    return subprocess.run(
+        [sys.executable, "-m", "gluon_resnet.train", *options],
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "fashion_mnits"], "unknown recipe 'fashion_mnits'; nearest: "),
+        (
+            ["--recipe", "fashion_mnist", "--smoke", "--set", "epoch=1"],
+            "unknown key 'epoch' in 'epoch=1'; nearest: epochs",
+        ),
+        (
+            ["--recipe", "fashion_mnist"],
+            "--train-rec, --val-rec and --out are needed: give them all, or --smoke",
+        ),
+    ],
+)
+def test_command_answers_a_mistake_with_one_line(options, message):
+    result = run_command(*options)
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == (
-        f"python -m gluon_resnet.train: {rec} is not there; a record file is a .rec "
-        "with its .idx beside it: give the path of the .rec\n"
+    assert result.stderr.startswith(f"python -m gluon_resnet.train: {message}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_command_refuses_a_device_that_is_not_there():
+    result = run_command("--recipe", "fashion_mnist", "--ctx", "gpu(99)")
+    assert result.returncode == 2
+    assert "gpu(99) is not there: MXNet sees " in result.stderr
+
+
+def test_smoke_command_needs_no_files():
+    result = run_command("--recipe", "fashion_mnist", "--smoke", "--set", "ema=0.9")
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["epoch"] == 2
+    assert "epoch 2, step 8: loss " in result.stderr
+
+
+def narrow(name):
+    """One narrow block a stage: nets in full have tests of their own."""
+    spec = model_spec(name)
+    factor = 8 if spec.channels[0] >= 64 else 1
+    if "2x40d" in name:  # whose groups do not divide fewer channels
+        factor = 2
+    return replace(
+        spec,
+        blocks=(1,) * len(spec.blocks),
+        channels=tuple(channels // factor for channels in spec.channels),
     )
 
 
-def test_training_that_diverges_stops(rec, tmp_path):
-    recipe = replace(TOY, learning_rate=1e30, warmup_epochs=0)
-    message = error_of(train, recipe, rec, rec, out=tmp_path)
-    assert message.startswith("the loss is nan in epoch 1, step ")
-    assert message.endswith(": lower the learning rate of 1e+30")
-
-
-def test_learning_rate_warms_up_to_its_peak_and_falls_to_zero():
-    recipe = replace(TOY, epochs=11, warmup_epochs=1, learning_rate=0.2)
-    assert learning_rate(recipe, 0) == 0
-    assert learning_rate(recipe, 0.5) == pytest.approx(0.1)
-    assert learning_rate(recipe, 1) == pytest.approx(0.2)
-    assert learning_rate(recipe, 6) == pytest.approx(0.1)
-    assert learning_rate(recipe, 11) == pytest.approx(0)
-
-
-def augmented(image, recipe, count):
-    """The image as `count` trainings of it see it."""
-    results = []
-    for seed in range(count):
-        rng, result = np.random.default_rng(seed), image
-        for transform in transforms(recipe):
-            result = transform(result, rng)
-        results.append(result)
-    return np.stack(results)
-
-
-def test_augmentation_crops_and_mirrors_each_image_on_its_own():
-    recipe = replace(TOY, erase=0)
-    image = np.random.default_rng(0).integers(1, 256, (8, 8, 3), dtype=np.uint8)
-    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
-    crops = [padded[y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
-    possible = {c.tobytes() for crop in crops for c in (crop, crop[:, ::-1])}
-    seen = augmented(image, recipe, 400)
-    assert seen.dtype == np.uint8
-    assert {result.tobytes() for result in seen} == possible
-    assert len(possible) == 18
-
-
-def test_augmentation_can_do_nothing():
-    recipe = replace(TOY, pad=0, flip=False, erase=0)
-    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    assert (augmented(image, recipe, 4) == image).all()
-
-
-def test_erasing_paints_a_share_of_the_images_with_the_mean():
-    recipe = replace(TOY, pad=0, flip=False, erase=0.25)
-    seen = augmented(np.zeros((28, 28, 3), np.uint8), recipe, 4000)
-    assert set(np.unique(seen)) == {0, 128}
-    # Three standard deviations of a share of 4000 images are 2 %.
-    assert seen.any(axis=(1, 2, 3)).mean() == pytest.approx(0.25, abs=0.02)
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_runs(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(create, "model_spec", narrow)
+    recipe = smoke(RECIPES[name])
+    files = bundled.TRAIN_REC, bundled.VAL_REC
+    history = train(recipe, *files, out=tmp_path, max_images=8)
+    assert [entry["epoch"] for entry in history] == [1, 2]
+    assert all(np.isfinite(entry["loss"]) for entry in history)
+    assert (tmp_path / f"{recipe.model}.params").exists()

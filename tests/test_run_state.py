@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints come back bit for bit or not at all; Ctrl-C waits for a step's end."""
+
+import errno
+import logging
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gluon_resnet.errors import InputError
+from gluon_resnet.run_state import (
+    Interrupted,
+    RunState,
+    check_same_run,
+    checkpoints,
+    interrupts_held,
+    load_state,
+    save_state,
+)
+
+STATE = RunState(
+    recipe={"batch_size": 10, "source": "a paper"},
+    num_images=45,
+    versions={"numpy": "1.23.5"},
+    epoch=2,
+    batch=3,
+    loss_sum=0.1 + 0.2,
+    history=({"epoch": 1, "loss": 1 / 3}, {"epoch": 2, "loss": 1 / 7}),
+)
+ARRAYS = {
+    "net.fc.weight": np.random.default_rng(0).random((3, 5), np.float32),
+    "count": np.array([2**40]),
+    "scale": np.array(0.5, np.float32),
+}
+
+
+@pytest.fixture
+def out(tmp_path):
+    """A folder with the checkpoints of two steps."""
+    save_state(tmp_path, STATE, ARRAYS)
+    save_state(tmp_path, replace(STATE, batch=4), ARRAYS)
+    return tmp_path
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def message_of(function, *arguments):
+    with pytest.raises(InputError) as error:
+        function(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_steps_are_counted_over_epochs():
+    assert STATE.steps_per_epoch == 4
+    assert STATE.steps == 11
+
+
+def test_next_epoch_begins_with_nothing_done():
+    state = STATE.after_epoch({"epoch": 3})
+    assert (state.epoch, state.batch, state.loss_sum) == (3, 0, 0.0)
+    assert state.history == (*STATE.history, {"epoch": 3})
+
+
+def test_checkpoint_comes_back_bit_for_bit(tmp_path):
+    path = save_state(tmp_path, STATE, ARRAYS)
+    assert path.name == "step-00000011.npz"
+    state, arrays = load_state(tmp_path)
+    assert state == STATE
+    assert arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert (arrays[name].dtype, arrays[name].shape) == (array.dtype, array.shape)
+        assert arrays[name].tobytes() == array.tobytes()
+
+
+def test_folder_without_checkpoint_has_no_state(tmp_path):
+    assert load_state(tmp_path / "missing") is None
+
+
+def test_newest_two_are_kept(out):
+    save_state(out, replace(STATE, epoch=3), ARRAYS)
+    assert names_in(out) == ["step-00000012.npz", "step-00000015.npz"]
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
+def test_checkpoint_cut_short_gives_way_to_the_one_before(out, caplog, share):
+    newest = checkpoints(out)[-1]
+    os.truncate(newest, int(share * newest.stat().st_size))
+    with caplog.at_level(logging.WARNING):
+        state, _ = load_state(out)
+    assert state == STATE
+    assert caplog.messages[0].startswith(f"{newest} is damaged (")
+    assert caplog.messages[0].endswith("): taking the one before it")
+
+
+def test_changed_byte_is_found(out):
+    newest = checkpoints(out)[-1]
+    content = bytearray(newest.read_bytes())
+    content[content.index(ARRAYS["net.fc.weight"].tobytes())] ^= 1
+    newest.write_bytes(content)
+    assert load_state(out)[0] == STATE
+
+
+def test_folder_with_damaged_checkpoints_alone_is_refused(out):
+    for path in checkpoints(out):
+        path.write_bytes(b"")
+    assert message_of(load_state, out) == (
+        f"no checkpoint in {out} is whole: give another --out to begin anew"
+    )
+
+
+def test_full_disk_is_one_line_and_leaves_older_checkpoints(out, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(os, "fsync", full)
+    assert message_of(save_state, out, replace(STATE, epoch=3), ARRAYS) == (
+        f"cannot write {out / 'step-00000015.npz'}: No space left on device; mend that "
+        "and go on with --resume; step-00000012.npz is kept"
+    )
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_values_that_are_not_finite_are_not_saved(tmp_path):
+    arrays = {"net.fc.bias": np.array([0, np.inf], np.float32)}
+    assert message_of(save_state, tmp_path, STATE, arrays) == (
+        "net.fc.bias is not finite after step 11: lower the learning rate; there is no "
+        "checkpoint yet"
+    )
+    assert names_in(tmp_path) == []
+
+
+def test_another_recipe_is_refused(tmp_path):
+    other = replace(STATE, recipe={"batch_size": 5, "source": "a paper"})
+    assert message_of(check_same_run, STATE, other, tmp_path) == (
+        f"{tmp_path} was trained by another recipe (batch_size differs): resume with "
+        "the same one or give another --out"
+    )
+
+
+def test_another_source_is_no_other_recipe(tmp_path, caplog):
+    other = replace(STATE, recipe={"batch_size": 10, "source": "a better paper"})
+    check_same_run(STATE, other, tmp_path)
+    assert caplog.messages == []
+
+
+def test_another_training_file_is_refused(tmp_path):
+    other = replace(STATE, num_images=46)
+    assert message_of(check_same_run, STATE, other, tmp_path) == (
+        f"{tmp_path} was trained on 45 images, the file now has 46: resume with the "
+        "same file or give another --out"
+    )
+
+
+def test_other_versions_are_told(tmp_path, caplog):
+    check_same_run(STATE, replace(STATE, versions={"numpy": "2"}), tmp_path)
+    (message,) = caplog.messages
+    assert message == (
+        "the run began with {'numpy': '1.23.5'} and goes on with {'numpy': '2'}: the "
+        "last bits may differ"
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_waits_until_it_is_asked_for(number):
+    before = signal.getsignal(number)
+    with interrupts_held() as raise_held:
+        raise_held()
+        os.kill(os.getpid(), number)
+        with pytest.raises(Interrupted):
+            raise_held()
+    assert signal.getsignal(number) == before
+
+
+def test_second_ctrl_c_does_not_wait():
+    with interrupts_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt) as error:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert error.type is not Interrupted
+
+
+def test_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts_held() as raise_held:
+            os.kill(os.getpid(), signal.SIGINT)
+            raise_held()
+    finally:
+        signal.signal(signal.SIGINT, before)
