@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "classifier": ("Classifier", "inference_model", "init_model"),
     "create": ("create_model",),
+    "inference": ("inference_form",),
     "models": (
         "complexity",
         "extract_feat",

@@ -8,7 +8,9 @@ VERBS = {
     "models": "list all models with their parameters and FLOPs",
     "weights": "list, download and verify published weights",
     "convert": "convert a weights file to another format",
+    "quantize": "make an int8 model of a model and images",
     "train": "train a model from record files",
+    "benchmark": "measure a model's speed on this machine",
     "validate": "measure top-1 and top-5 on a record file",
 }
 

@@ -6,7 +6,10 @@ for an installation that MXNet could only answer with a riddle.
 """
 
 import ctypes
+import os
+import platform
 import sys
+from collections.abc import Callable, MutableMapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -95,8 +98,55 @@ def load_cuda_libraries() -> None:
                 )
 
 
+AMX_FLAGS = {"amx_tile", "amx_int8", "amx_bf16"}
+_ISA = "DNNL_MAX_CPU_ISA"
+
+
+def switch_on_amx(
+    machine: str,
+    flags: set[str],
+    environment: MutableMapping[str, str],
+    ask: Callable[[], bool],
+) -> str:
+    """Let oneDNN use the tile registers where Linux grants them; say what was done.
+
+    oneDNN 2.4 has int8 and bf16 kernels for AMX, but leaves them off and does not ask.
+    Used without the permission they kill the process, so it is asked for even where
+    the user's own DNNL_MAX_CPU_ISA, which always stays, is what decides.
+    """
+    if machine != "x86_64":
+        return f"AMX is off: not on {machine}"
+    if missing := AMX_FLAGS - flags:
+        return f"AMX is off: the processor has no {', '.join(sorted(missing))}"
+    if not ask():
+        return "AMX is off: Linux does not grant the tile registers"
+    if _ISA in environment:
+        return f"AMX is left to {_ISA}={environment[_ISA]}"
+    environment[_ISA] = "AVX512_CORE_AMX"
+    return "AMX is on"
+
+
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """Return what Linux says that the processor has; nothing where it says nothing."""
+    try:
+        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return next(
+        (set(line.split()) for line in lines if line.startswith("flags")), set()
+    )
+
+
+def ask_for_tiles() -> bool:
+    """Ask Linux for the AMX tile registers: arch_prctl(ARCH_REQ_XCOMP_PERM, 18)."""
+    syscall, request, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(syscall, request, tile_data) == 0
+
+
 check_packages()
 add_numpy_names()
+AMX = "AMX is off: not on Linux"
 if sys.platform == "linux":
     load_system_libraries()
     load_cuda_libraries()
+    AMX = switch_on_amx(platform.machine(), cpu_flags(), os.environ, ask_for_tiles)

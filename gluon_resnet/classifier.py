@@ -4,6 +4,7 @@
 import logging
 import re
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Optional, Union
 
@@ -11,9 +12,11 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-from gluon_resnet import bundled
+from gluon_resnet import _before_mxnet, bundled
 from gluon_resnet.card import Card, card_path, read_card
 from gluon_resnet.errors import InputError
+from gluon_resnet.inference import Forward, check_precision, inference_form
+from gluon_resnet.int8 import is_int8, load_int8, needs_quantizing
 from gluon_resnet.models import model_spec
 from gluon_resnet.models.resnet import empty_resnet
 from gluon_resnet.postprocess import load_class_names, postprocess
@@ -33,13 +36,22 @@ class Classifier:
     name: str
     """MODEL.TAG of published weights, or MODEL with a file of the user's."""
     net: HybridBlock
+    """The network layer by layer in fp32; an int8 one has no layers to look into."""
     protocol: Protocol
     class_names: tuple[str, ...]
     ctx: mx.Context
+    precision: str = "fp32"
 
     def __call__(self, images: np.ndarray) -> mx.nd.NDArray:
         """Return the logits on the network's device."""
-        return self.net(self.to_device(images))
+        return self.forward(self.to_device(images))
+
+    @cached_property
+    def forward(self) -> Forward:
+        """The fastest form of `net` for images on its device, made on first use."""
+        if self.precision == "int8":
+            return self.net
+        return inference_form(self.net, precision=self.precision)
 
     def to_device(self, images: np.ndarray) -> mx.nd.NDArray:
         """Copy prepared images to the network's device."""
@@ -51,6 +63,7 @@ def init_model(
     weights: Union[str, Path, None] = None,
     ctx: Optional[mx.Context] = None,
     *,
+    precision: Optional[str] = None,
     accept_licence: bool = False,
 ) -> Classifier:
     """Return a model that is ready to classify.
@@ -61,9 +74,12 @@ def init_model(
     its classifier decides the number of classes, and its card (`card.Card`), if it has
     one, the pixels and the class names; without a card the pixels are those of the
     model's default weights.
+    precision: "fp32", "bf16" or "int8"; default that of the weights. int8 takes a file
+    of `gluon_resnet.quantize` as weights.
     accept_licence: take weights under a non-commercial licence, too.
-    Raises InputError for an unknown name and for weights that cannot be had or do not
-    fit; no other weights are taken in their place.
+    Raises InputError for an unknown name, for weights that cannot be had or do not fit
+    (no other weights are taken in their place), and for a precision that is not the
+    weights' or that this machine cannot run.
     """
     ctx = ctx or mx.cpu()
     if ctx.device_type == "gpu" and ctx.device_id >= mx.context.num_gpus():
@@ -71,6 +87,12 @@ def init_model(
             f"{ctx} is not there: MXNet sees {mx.context.num_gpus()} GPUs; use cpu, or "
             "install requirements-cu112.txt on a machine with one"
         )
+    if weights is not None and is_int8(weights):
+        return _int8_model(model_spec(name).name, Path(weights), ctx, precision)
+    precision = precision or "fp32"
+    check_precision(precision, ctx)
+    if precision == "int8":
+        raise InputError(needs_quantizing(name))
     if weights is None and name.lower() != bundled.NAME:
         row = checkpoint(name)
         path, name = fetch(row, accept_licence=accept_licence), row.name
@@ -85,9 +107,8 @@ def init_model(
         card = _card(model, path, num_classes)
     net = empty_resnet(model_spec(card.model), num_classes=num_classes, ctx=ctx)
     load_weights(net, path)
-    net.hybridize(static_alloc=True, static_shape=True)
     class_names = _class_names(card.data_set, num_classes)
-    return Classifier(name, net, card.protocol, class_names, ctx)
+    return Classifier(name, net, card.protocol, class_names, ctx, precision)
 
 
 def inference_model(model: Classifier, img: ImageSource) -> dict:
@@ -110,6 +131,29 @@ def inference_model(model: Classifier, img: ImageSource) -> dict:
     }
 
 
+def _int8_model(
+    model: str, weights: Path, ctx: mx.Context, precision: Optional[str]
+) -> Classifier:
+    if precision not in (None, "int8"):
+        raise InputError(
+            f"{weights} is an int8 model, precision {precision} wants the weights it "
+            "was made from"
+        )
+    check_precision("int8", ctx)
+    log.info("int8 on %s: %s", ctx, _before_mxnet.AMX)
+    net, card = load_int8(weights)
+    _check_model(card.model, model, weights)
+    return Classifier(model, net, card.protocol, card.class_names, ctx, "int8")
+
+
+def _check_model(stored: str, model: str, weights: Path) -> None:
+    if stored != model:
+        raise InputError(
+            f"{weights} says that these are weights of {stored}, not of {model}; give "
+            f"--model {stored}"
+        )
+
+
 def _card(model: str, weights: Path, num_classes: int) -> Card:
     """Return the card of a user's file, or what its model's published weights have."""
     card = read_card(weights)
@@ -123,11 +167,7 @@ def _card(model: str, weights: Path, num_classes: int) -> Card:
                 row.name,
             )
         return Card(model, row.protocol, _DATA_SETS.get(num_classes))
-    if card.model != model:
-        raise InputError(
-            f"{card_path(weights)} says that these are weights of {card.model}, not of "
-            f"{model}; give --model {card.model}"
-        )
+    _check_model(card.model, model, card_path(weights))
     return card
 
 

@@ -2,6 +2,7 @@
 """What all commands share: how they parse, fail and stop."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -27,6 +28,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         options.setdefault("formatter_class", _Formatter)
         super().__init__(**options)
+        self.add_argument(
+            "-v", "--verbose", action="store_true", help="say what is chosen and why"
+        )
 
     def error(self, message: str) -> None:
         """Print the mistake on standard error and exit with code 2."""
@@ -43,6 +47,9 @@ def run(
     exit code 130; a reader that went away (`| head`) is no failure.
     """
     arguments = parser.parse_args()
+    if arguments.verbose:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("gluon_resnet").setLevel(logging.INFO)
     try:
         code = main(arguments) or 0
         sys.stdout.flush()

@@ -23,6 +23,8 @@ from gluon_resnet.cam import class_activation, save_overlay
 from gluon_resnet.classifier import Classifier, init_model
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
+from gluon_resnet.inference import PRECISIONS
+from gluon_resnet.memory import check_batch
 from gluon_resnet.models import last_map
 from gluon_resnet.postprocess import postprocess
 from gluon_resnet.preprocess import preprocess
@@ -53,11 +55,20 @@ def infer(
     features: a .npz file to write at the end: `images` (N paths) and `features`, the
     pooled vectors that the classifier sees, float32 (N, C).
     cam: a folder for a picture of each image under the evidence for its first class.
-    Raises InputError where k or batch_size is below 1 or an output cannot be written.
+    Both come from `model.net`, layer by layer in fp32.
+    Raises InputError where k or batch_size is below 1, where a batch cannot fit into
+    memory, an output cannot be written, or `features` or `cam` is asked of a model of
+    another precision than fp32.
     """
     for option, value in (("topk", k), ("batch-size", batch_size)):
         if value < 1:
             raise InputError(f"{option} is {value}; it must be at least 1")
+    taps = bool(features or cam)
+    if taps and model.precision != "fp32":
+        raise InputError(
+            f"features and cam need precision fp32; the model is {model.precision}"
+        )
+    check_batch(model.net, batch_size, model.protocol.size)
     prepare = _preparer(model)
     names, vectors = [], [np.empty((0, model.net.spec.channels[-1]), np.float32)]
     files = _image_files(images)
@@ -76,7 +87,6 @@ def infer(
                     readable.append(answer)
                     pixels.append(prepared)
             if readable:
-                taps = bool(features or cam)
                 logits, pooled, maps = _run(model, pixels, taps=taps)
                 seconds = (time.perf_counter() - started) / len(batch)
                 for answer, row in zip(readable, logits):
@@ -91,15 +101,17 @@ def infer(
             np.savez(features_part, images=names, features=np.concatenate(vectors))
 
 
-def default_model(ctx: Optional[mx.Context] = None) -> Classifier:
+def default_model(
+    ctx: Optional[mx.Context] = None, *, precision: Optional[str] = None
+) -> Classifier:
     """Return the default ImageNet model, or the bundled one where it cannot be had.
 
     In that case a warning on standard error says why and whose classes are answered.
     """
     try:
-        return init_model(DEFAULT_WEIGHTS, ctx=ctx)
+        return init_model(DEFAULT_WEIGHTS, ctx=ctx, precision=precision)
     except InputError as error:
-        model = init_model(bundled.NAME, ctx=ctx)
+        model = init_model(bundled.NAME, ctx=ctx, precision=precision)
         print(
             f"warning: {error}\nwarning: answering with the bundled {model.name}, "
             f"which knows only these classes: {', '.join(model.class_names)}",
@@ -111,7 +123,7 @@ def default_model(ctx: Optional[mx.Context] = None) -> Classifier:
 def _run(model: Classifier, pixels: list[np.ndarray], *, taps: bool) -> tuple:
     """Return logits (N, classes) and, with `taps`, pooled (N, C) and maps (N, C, H, W).
 
-    Without taps the whole network runs as one graph, which is faster.
+    Without taps the network runs in its fastest form.
     """
     if not taps:
         return model(np.stack(pixels)).asnumpy(), None, None
@@ -196,12 +208,13 @@ def main(arguments: argparse.Namespace) -> int:
             f"--weights {arguments.weights} without --model; name the network it is of"
         )
     if arguments.model is None:
-        model = default_model(arguments.ctx)
+        model = default_model(arguments.ctx, precision=arguments.precision)
     else:
         model = init_model(
             arguments.model,
             arguments.weights,
             arguments.ctx,
+            precision=arguments.precision,
             accept_licence=arguments.accept_licence,
         )
     failed = False
@@ -231,7 +244,7 @@ if __name__ == "__main__":
     add("--topk", type=int, default=5, help="classes to name for each image")
     add("--json", action="store_true", help="one JSON object a line")
     add("--batch-size", type=int, default=1, help="images that run together")
-    add("--precision", choices=["fp32"], default="fp32", help="arithmetic")
+    add("--precision", choices=PRECISIONS, help="default: that of the weights, fp32")
     add("--ctx", type=_context, default="cpu", help="device: cpu or gpu(0)")
     add("--features", type=Path, metavar="OUT.npz", help="write pooled vectors, too")
     add("--cam", type=Path, metavar="DIR", help="draw each answer's evidence, too")

@@ -20,6 +20,7 @@ from gluon_resnet import command
 from gluon_resnet.classifier import Classifier, init_model
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
+from gluon_resnet.inference import PRECISIONS
 from gluon_resnet.loader import Batch, validation_batches
 from gluon_resnet.predictions import (
     Accuracy,
@@ -140,7 +141,7 @@ def validate_file(
         )
         started = time.perf_counter()
         bar = tqdm(batches, Path(rec).name, unit="batch", disable=None)
-        predictions = predict(model.net, bar, ctx=model.ctx)
+        predictions = predict(model.forward, bar, ctx=model.ctx)
         seconds = time.perf_counter() - started
         if csv_part:
             write_per_class(csv_part, per_class(predictions, model.class_names))
@@ -151,7 +152,7 @@ def validate_file(
         "model": model.name,
         **asdict(accuracy(predictions)),
         "crops": crops,
-        "precision": "fp32",
+        "precision": model.precision,
         "images_per_second": len(predictions.labels) / seconds,
         "published_top1": row and row.top1,
         "published_top5": row and row.top5,
@@ -173,7 +174,10 @@ def published_row(model: Classifier) -> Optional[Checkpoint]:
 def main(arguments: argparse.Namespace) -> None:
     """Load the model, validate it, print the outcome."""
     model = init_model(
-        arguments.model, arguments.weights, accept_licence=arguments.accept_licence
+        arguments.model,
+        arguments.weights,
+        precision=arguments.precision,
+        accept_licence=arguments.accept_licence,
     )
     outcome = validate_file(
         model,
@@ -208,6 +212,7 @@ if __name__ == "__main__":
     add("--model", required=True, metavar="NAME[.TAG]", help="model to validate")
     add("--weights", type=Path, metavar="FILE", help="a file of your own for --model")
     add("--batch-size", type=int, default=32, help="images that run together")
+    add("--precision", choices=PRECISIONS, help="default: that of the weights, fp32")
     add("--crops", type=int, choices=[1, 10], default=1, help="of each image")
     add("--per-class", type=Path, metavar="CSV", help="write a table of the classes")
     add("--confusion", type=Path, metavar="PNG", help="draw label against answer")

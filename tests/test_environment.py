@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import hashlib
 import re
+import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -114,6 +115,64 @@ def test_cuda_libraries_are_left_alone_for_the_cpu_build(tmp_path, loaded):
     (tmp_path / "mxnet-1.9.1.dist-info").mkdir()
     _before_mxnet.load_cuda_libraries()
     assert loaded == []
+
+
+def never():
+    raise AssertionError("Linux was asked")
+
+
+@pytest.mark.parametrize(
+    "machine, flags, ask, said",
+    [
+        ("x86_64", _before_mxnet.AMX_FLAGS, lambda: True, "AMX is on"),
+        (
+            "x86_64",
+            _before_mxnet.AMX_FLAGS,
+            lambda: False,
+            "AMX is off: Linux does not grant the tile registers",
+        ),
+        (
+            "x86_64",
+            {"avx512f", "amx_tile"},
+            never,
+            "AMX is off: the processor has no amx_bf16, amx_int8",
+        ),
+        ("aarch64", _before_mxnet.AMX_FLAGS, never, "AMX is off: not on aarch64"),
+    ],
+)
+def test_amx_is_on_only_where_it_is_granted(machine, flags, ask, said):
+    environment = {}
+    assert _before_mxnet.switch_on_amx(machine, flags, environment, ask) == said
+    on = {"DNNL_MAX_CPU_ISA": "AVX512_CORE_AMX"}
+    assert environment == (on if said == "AMX is on" else {})
+
+
+def test_users_own_choice_of_instructions_stays():
+    # It may name AMX, which without the permission kills the process.
+    asked = []
+    environment = {"DNNL_MAX_CPU_ISA": "AVX2"}
+    said = _before_mxnet.switch_on_amx(
+        "x86_64",
+        _before_mxnet.AMX_FLAGS,
+        environment,
+        lambda: asked.append("tiles") or True,
+    )
+    assert said == "AMX is left to DNNL_MAX_CPU_ISA=AVX2"
+    assert (asked, environment) == (["tiles"], {"DNNL_MAX_CPU_ISA": "AVX2"})
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or "amx_tile" in _before_mxnet.cpu_flags(),
+    reason="with AMX the answer is the kernel's",
+)
+def test_linux_refuses_tiles_that_the_processor_has_not():
+    assert not _before_mxnet.ask_for_tiles()
+
+
+def test_processor_flags_are_linuxs_words(tmp_path):
+    (tmp_path / "cpuinfo").write_text("model\t: 1\nflags\t\t: fpu amx_tile\n\n")
+    assert "amx_tile" in _before_mxnet.cpu_flags(tmp_path / "cpuinfo")
+    assert _before_mxnet.cpu_flags(tmp_path / "none") == set()
 
 
 def test_license_is_apache_2():

@@ -111,6 +111,24 @@ def test_cams_are_pictures_of_the_input_size(model, tmp_path):
     assert all(cv2.imread(str(path)).shape == (28, 28, 3) for path in pictures)
 
 
+def test_bf16_answers_the_same_classes():
+    half = init_model(bundled.NAME, precision="bf16")
+    best = [answer["predictions"][0]["label"] for answer in infer(half, SAMPLES)]
+    assert best == [
+        answer["predictions"][0]["label"]
+        for answer in infer(init_model(bundled.NAME), SAMPLES)
+    ]
+
+
+def test_features_and_cam_need_fp32(tmp_path):
+    half = init_model(bundled.NAME, precision="bf16")
+    with pytest.raises(InputError) as error:
+        list(infer(half, SAMPLES, features=tmp_path / "features.npz"))
+    assert str(error.value) == (
+        "features and cam need precision fp32; the model is bf16"
+    )
+
+
 @pytest.mark.parametrize("option", [{"k": 0}, {"batch_size": 0}])
 def test_option_below_1_is_named(model, option):
     with pytest.raises(InputError, match=r"is 0; it must be at least 1$"):
@@ -176,6 +194,9 @@ def test_model_asked_for_by_name_is_never_replaced(tmp_path):
         (["x.png", "--model", "resnet5"], 1, "unknown model 'resnet5'; nearest: "),
         (["x.png", "--weights", "w"], 1, "--weights w without --model; name the"),
         (["x.png", "--ctx", "tpu"], 2, "'tpu' is no device; use cpu, gpu(0)"),
+        (["x.png", "--precision", "fp8"], 2, "invalid choice: 'fp8' (choose from"),
+        (["x.png", "--model", bundled.NAME, "--precision", "int8"], 1, "int8 needs a"),
+        (["x.png", "--model", bundled.NAME, "--batch-size", 10**8], 1, "GB are free"),
         ([], 2, "the following arguments are required: IMAGE; see"),
     ],
 )

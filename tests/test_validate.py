@@ -215,9 +215,10 @@ def model():
     """A stand-in for what `init_model` returns; it always answers class 0."""
     return SimpleNamespace(
         name="model.tag",
-        net=lambda images: mx.nd.one_hot(mx.nd.zeros(len(images)), 10),
+        forward=lambda images: mx.nd.one_hot(mx.nd.zeros(len(images)), 10),
         protocol=Protocol(size=28, crop_pct=1),
         class_names=("class",) * 10,
+        precision="fp32",
         ctx=mx.cpu(),
     )
 
@@ -253,7 +254,7 @@ def test_table_and_picture_are_those_of_the_file(model, tmp_path):
 
 @pytest.mark.parametrize("option", ["per_class_csv", "confusion_png"])
 def test_output_that_cannot_be_written_fails_before_the_work(model, tmp_path, option):
-    model.net = None  # would fail, had the work begun
+    model.forward = None  # would fail, had the work begun
     (tmp_path / "file").touch()
     for path, reason in ((tmp_path / "file" / "x", "File exists"), (tmp_path, "Is a")):
         with pytest.raises(InputError, match=f"cannot write {path}: {reason}"):

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure a model's speed here: `python -m gluon_resnet.benchmark MODEL`."""
+
+import argparse
+import ctypes
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Optional
+
+import mxnet as mx
+import numpy as np
+from tabulate import tabulate
+
+from gluon_resnet import command
+from gluon_resnet.classifier import init_model
+from gluon_resnet.create import create_model
+from gluon_resnet.errors import InputError
+from gluon_resnet.inference import PRECISIONS, Forward, inference_form
+from gluon_resnet.int8 import needs_quantizing
+from gluon_resnet.memory import check_batch
+from gluon_resnet.models import model_spec
+
+_WARM_UP = 3
+_EXPLAINED = 5
+# Between what the warm-up and the explained runs print.
+_MARK = "gluon_resnet: the kernels of a run"
+
+
+def benchmark(
+    name: str,
+    weights: Optional[Path] = None,
+    *,
+    precision: Optional[str] = None,
+    batch_size: int = 1,
+    size: Optional[int] = None,
+    seconds: float = 5.0,
+) -> dict:
+    """Measure how fast a model answers batches of one size, one after the other.
+
+    name: a model or an alias; with `weights`, a file, as in `init_model`, else with
+    drawn weights, which are as fast.
+    size: side of the images in pixels; default the model's own.
+    seconds: how long to measure, after three batches that are not counted.
+
+    Returns {"model", "precision", "batch_size", "threads", "images_per_second",
+    "p50_ms", "p95_ms", "p99_ms", "load_seconds", "peak_rss_mb"}: latencies of a batch
+    from images in memory to logits, the time from the name to the first answer without
+    the imports, and the most memory that the process ever had, in 10^6 bytes.
+    Raises InputError for an option out of its range, a batch that cannot fit into
+    memory, and what `init_model` refuses.
+    """
+    if seconds <= 0:
+        raise InputError(f"seconds is {seconds}; it must be more than 0")
+    started = time.perf_counter()
+    forward, images, precision = _loaded(name, weights, precision, batch_size, size)
+    forward(images).wait_to_read()
+    load_seconds = time.perf_counter() - started
+    for _ in range(_WARM_UP):
+        forward(images).wait_to_read()
+    times = []
+    while sum(times) < seconds:
+        started = time.perf_counter()
+        forward(images).wait_to_read()
+        times.append(time.perf_counter() - started)
+    p50, p95, p99 = np.percentile(times, [50, 95, 99]) * 1000
+    return {
+        "model": model_spec(name).name,
+        "precision": precision,
+        "batch_size": batch_size,
+        "threads": _threads(),
+        "images_per_second": batch_size * len(times) / sum(times),
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "load_seconds": load_seconds,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+    }
+
+
+def kernels(log: Iterable[str]) -> list[dict]:
+    """Sum up the lines that oneDNN prints with DNNL_VERBOSE=1, slowest kernels first.
+
+    Returns {"primitive", "kernel", "type" (of the input), "calls", "ms"} of each kind.
+    """
+    calls, times = defaultdict(int), defaultdict(float)
+    for line in log:
+        fields = line.strip().split(",")
+        if fields[:2] == ["dnnl_verbose", "exec"]:
+            # The first tensor, such as src_f32::blocked:abcd:f0 dst_f32::...
+            kind = (fields[3], fields[4], fields[6].partition("::")[0].split("_")[1])
+            calls[kind] += 1
+            times[kind] += float(fields[-1])
+    return [
+        {
+            **dict(zip(("primitive", "kernel", "type"), kind)),
+            "calls": calls[kind],
+            "ms": times[kind],
+        }
+        for kind in sorted(calls, key=times.get, reverse=True)
+    ]
+
+
+def _loaded(
+    name: str,
+    weights: Optional[Path],
+    precision: Optional[str],
+    batch_size: int,
+    size: Optional[int],
+) -> tuple[Forward, mx.nd.NDArray, str]:
+    """Return the model as a function, images for it, and its precision."""
+    spec = model_spec(name)
+    size = spec.size if size is None else size
+    for option, value in (("batch-size", batch_size), ("size", size)):
+        if value < 1:
+            raise InputError(f"{option} is {value}; it must be at least 1")
+    if weights is not None:
+        model = init_model(name, weights, precision=precision)
+        net, forward, precision = model.net, model.forward, model.precision
+    elif precision == "int8":
+        raise InputError(needs_quantizing(spec.name))
+    else:
+        net, precision = create_model(name), precision or "fp32"
+        forward = inference_form(net, precision=precision)
+    check_batch(net, batch_size, size)
+    shape = (batch_size, 3, size, size)
+    images = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
+    return forward, mx.nd.array(images), precision
+
+
+def _threads() -> int:
+    return int(os.environ.get("OMP_NUM_THREADS", _cores()))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _explain() -> None:
+    """Print which kernels run, from what a copy of this process prints of them."""
+    child = subprocess.run(
+        _command_line(),
+        env={**os.environ, "DNNL_VERBOSE": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if child.returncode:
+        raise InputError(f"the explained run failed with code {child.returncode}")
+    *log, wall = child.stdout.partition(_MARK)[2].splitlines()
+    rows = kernels(log)
+    rest = float(wall) - sum(row["ms"] for row in rows)
+    rows.append({"primitive": "MXNet's own operators and scheduling", "ms": rest})
+    for row in rows:
+        row["share"] = f"{row['ms'] / float(wall):.1%}"
+        row["ms"] /= _EXPLAINED
+        if "calls" in row:
+            row["calls"] /= _EXPLAINED
+    print(tabulate(rows, headers="keys", floatfmt=".3g"))
+    print(f"\n{float(wall) / _EXPLAINED:.2f} ms for a batch")
+
+
+def _run_explained(arguments: argparse.Namespace) -> None:
+    """Run as the copy, whose oneDNN prints."""
+    forward, images, _ = _loaded(*_model_options(arguments).values())
+    for _ in range(_WARM_UP):
+        forward(images).wait_to_read()
+    # Through C's buffer, which oneDNN prints into: Python's has another order.
+    libc = ctypes.CDLL(None)
+    libc.puts(_MARK.encode())
+    started = time.perf_counter()
+    for _ in range(_EXPLAINED):
+        forward(images).wait_to_read()
+    libc.puts(str(1000 * (time.perf_counter() - started)).encode())
+
+
+def _model_options(arguments: argparse.Namespace) -> dict:
+    names = ("model", "weights", "precision", "batch_size", "size")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def _command_line() -> list[str]:
+    return [sys.executable, "-m", "gluon_resnet.benchmark", *sys.argv[1:]]
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure or explain; print the outcome."""
+    threads = arguments.threads
+    if threads < 1:
+        raise InputError(f"threads is {threads}; it must be at least 1")
+    if os.environ.get("OMP_NUM_THREADS") != str(threads):
+        # The libraries read it when they are loaded, and they are loaded by now.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.execv(sys.executable, _command_line())
+    if arguments.explain:
+        if os.environ.get("DNNL_VERBOSE") == "1":
+            _run_explained(arguments)
+        else:
+            _explain()
+        return
+    options = _model_options(arguments)
+    name, weights = options.pop("model"), options.pop("weights")
+    outcome = benchmark(name, weights, **options, seconds=arguments.seconds)
+    if arguments.json:
+        print(json.dumps(outcome))
+    else:
+        print(
+            "{model}, {precision}, batches of {batch_size}, {threads} threads: "
+            "{images_per_second:.1f} images/s; a batch takes {p50_ms:.2f} ms (95 % "
+            "{p95_ms:.2f}, 99 % {p99_ms:.2f}); loaded in {load_seconds:.2f} s, "
+            "{peak_rss_mb:.0f} MB at most".format(**outcome)
+        )
+
+
+if __name__ == "__main__":
+    parser = command.Parser(
+        prog="python -m gluon_resnet.benchmark", description=__doc__
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a model of `python -m gluon_resnet.models`")
+    add("--weights", type=Path, metavar="FILE", help="default: drawn, as fast")
+    add("--precision", choices=PRECISIONS, help="default: that of the weights, fp32")
+    add("--batch-size", type=int, default=1, help="images that run together")
+    add("--size", type=int, metavar="PIXELS", help="default: the model's own")
+    add("--threads", type=int, default=_cores(), help="cores to use")
+    add("--seconds", type=float, default=5.0, help="how long to measure")
+    add("--json", action="store_true", help="print one JSON object")
+    add("--explain", action="store_true", help="print which kernels run instead")
+    command.run(main, parser)

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file of an int8 model: one archive that needs neither the original nor its code.
+
+A zip, not compressed, with a checksum of each member: `card.json` tells how to use the
+model, `symbol.json` is MXNet's graph with the calibrated ranges, `int8.params` has its
+arrays. A quantized weight is stored as int8 with a scale for each output channel and
+multiplied out on loading; MXNet's operators round the product back to the same int8.
+"""
+
+import json
+import logging
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Union
+
+import mxnet as mx
+import numpy as np
+from mxnet.gluon import SymbolBlock
+
+from gluon_resnet._before_mxnet import cpu_flags
+from gluon_resnet.errors import InputError
+from gluon_resnet.files import replacing
+from gluon_resnet.models import model_spec
+from gluon_resnet.preprocess import Protocol
+from gluon_resnet.weights import read_tensors
+
+log = logging.getLogger(__name__)
+
+_CARD, _SYMBOL, _PARAMS = "card.json", "symbol.json", "int8.params"
+_SCALE = ":scale"  # after a weight's name; no parameter has a colon in its own
+
+
+@dataclass(frozen=True)
+class Int8Card:
+    """How to use an int8 model, and how it was made."""
+
+    model: str
+    """Its network, a name of `list_models`."""
+    protocol: Protocol
+    """How images are prepared; the calibration's were, too."""
+    class_names: Sequence[str]
+    """What its logits stand for."""
+    calibration: str
+    """"naive" or "entropy"."""
+    images: int
+    """How many it was calibrated on."""
+    excluded: Mapping[str, str]
+    """Layers that stay fp32, each with the reason."""
+    precision: str = "int8"
+
+
+@dataclass(frozen=True)
+class Int8Model:
+    """A quantized graph from `data`, images (N, 3, H, W), to logits, and its arrays."""
+
+    symbol: mx.sym.Symbol
+    arrays: Mapping[str, np.ndarray]
+    """As in the file: see `packed`."""
+    card: Int8Card
+
+    def block(self) -> SymbolBlock:
+        """Return the network, on the CPU and hybridized; `spec` is its table row.
+
+        Raises ValueError where the arrays are not those of the graph.
+        """
+        # With a dtype: without, MXNet warns that it knows none.
+        net = SymbolBlock(self.symbol, mx.sym.var("data", dtype="float32"))
+        parameters = net.collect_params()
+        arrays = _multiplied(self.arrays)
+        if parameters.keys() != arrays.keys():
+            raise ValueError("its arrays are not those of its graph")
+        for name, parameter in parameters.items():
+            parameter.shape = arrays[name].shape
+            parameter.initialize(mx.init.Zero(), ctx=mx.cpu())
+            parameter.set_data(mx.nd.array(arrays[name]))
+        net.hybridize(static_alloc=True, static_shape=True)
+        net.spec = model_spec(self.card.model)
+        return net
+
+
+def packed(
+    symbol: mx.sym.Symbol, arrays: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return `arrays` with each weight that `symbol` quantizes as int8 and a scale."""
+    nodes = json.loads(symbol.tojson())["nodes"]
+    stored = dict(arrays)
+    for node in nodes:
+        if node.get("attrs", {}).get("quantized", "").lower() == "true":
+            name = nodes[node["inputs"][1][0]]["name"]
+            weight = arrays[name]
+            largest = np.abs(weight).max(axis=tuple(range(1, weight.ndim)))
+            scale = np.where(largest > 0, largest / np.float32(127), np.float32(1))
+            steps = weight / _column(scale, weight.ndim)
+            stored[name] = np.rint(steps).astype(np.int8)
+            stored[name + _SCALE] = scale
+    return stored
+
+
+def is_int8(path: Union[str, Path]) -> bool:
+    """Return whether `path` is a file that `save_int8` wrote, going by its content."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return set(archive.namelist()) == {_CARD, _SYMBOL, _PARAMS}
+
+
+def save_int8(path: Union[str, Path], model: Int8Model) -> Path:
+    """Write `model` to `path`, whole or not at all, and return the path.
+
+    Raises InputError where the file cannot be written.
+    """
+    path = Path(path)
+    with replacing(path) as part, TemporaryDirectory(dir=path.parent) as folder:
+        params = Path(folder, _PARAMS)
+        arrays = {n: mx.nd.array(a, dtype=a.dtype) for n, a in model.arrays.items()}
+        mx.nd.save(str(params), arrays)
+        with zipfile.ZipFile(part, "w") as archive:
+            archive.writestr(_CARD, json.dumps(asdict(model.card), indent=1) + "\n")
+            archive.writestr(_SYMBOL, model.symbol.tojson())
+            archive.write(params, _PARAMS)
+    return path
+
+
+def load_int8(path: Union[str, Path]) -> tuple[SymbolBlock, Int8Card]:
+    """Read a file that `save_int8` wrote; nothing in it is unpickled.
+
+    The network maps float32 images (N, 3, size, size), prepared by `card.protocol`, to
+    float32 logits (N, C), on the CPU and for any N. Only whole nets are in the file:
+    there is no `features` or `fc` to look into.
+    Raises InputError where the file is missing, damaged or something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is not there; give a file that quantize wrote")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            fields = json.loads(archive.read(_CARD))
+            symbol = mx.sym.load_json(archive.read(_SYMBOL).decode())
+        fields["protocol"] = Protocol(**fields["protocol"])
+        fields["class_names"] = tuple(fields["class_names"])
+        card = Int8Card(**fields)
+        _, arrays = read_tensors(path)
+        net = Int8Model(symbol, arrays, card).block()
+    except (
+        *(InputError, KeyError, TypeError, ValueError, mx.MXNetError),
+        *(zipfile.BadZipFile, EOFError, OSError),
+    ) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"{path} is no int8 model or a damaged one ({reason[0]}); write it again "
+            "with `python -m gluon_resnet.quantize`"
+        ) from error
+    if not has_vnni():
+        log.info("no VNNI seen: int8 runs, but without its speed")
+    return net, card
+
+
+def needs_quantizing(model: str) -> str:
+    """Say what is missing where int8 is asked for without an int8 file."""
+    return (
+        f"precision int8 needs a quantized file of {model}; write one with `python -m "
+        f"gluon_resnet.quantize --model {model} --rec IMAGES.rec {model}.int8` and "
+        "give it as --weights"
+    )
+
+
+def has_vnni() -> bool:
+    """Return whether Linux tells of the instructions that int8 owes its speed to."""
+    return not cpu_flags().isdisjoint({"avx512_vnni", "avx_vnni"})
+
+
+def _multiplied(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Undo `packed`, but for what rounding took away."""
+    return {
+        name: array.astype(np.float32) * _column(arrays[name + _SCALE], array.ndim)
+        if array.dtype == np.int8
+        else array
+        for name, array in arrays.items()
+        if not name.endswith(_SCALE)
+    }
+
+
+def _column(scale: np.ndarray, dimensions: int) -> np.ndarray:
+    return scale.reshape(-1, *[1] * (dimensions - 1))

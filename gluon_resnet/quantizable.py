@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A net's graph in the form that MXNet's int8 operators can run from end to end.
+
+They know convolutions with a fused ReLU or sum, pooling and the classifier. What else a
+ResNet has would turn int8 into fp32 and back each time, and a BatchNorm quantized as
+such costs a v2 net its accuracy. So both are written as convolutions here. Exact: the
+graph answers as the net does.
+"""
+
+import json
+
+import mxnet as mx
+from mxnet.gluon import HybridBlock
+
+from gluon_resnet.fold import Arrays, folded
+
+_DEPTHWISE = {"kernel": "(1, 1)", "no_bias": "False", "layout": "NCHW"}
+
+
+def quantizable(net: HybridBlock) -> tuple[mx.sym.Symbol, Arrays, Arrays]:
+    """Return the inference graph of `net`, its arguments and auxiliary states.
+
+    The symbol maps `data`, images (N, C, H, W), to logits. Arrays are named as the
+    net's parameters; of a weight that is split up the parts are NAME_radix0, ...
+    """
+    symbol, arguments, states = folded(net)
+    graph = json.loads(symbol.tojson())
+    nodes = graph["nodes"]
+    for node in nodes:
+        if node["op"] == "null":
+            node.pop("attrs", None)  # shapes, which change below
+    _norms_as_convolutions(nodes, arguments, states)
+    _splits_as_convolutions(nodes, arguments)
+    _products_as_broadcasts(nodes)
+    # MXNet takes the nodes in any order and leaves those out that are of no use now.
+    graph["arg_nodes"] = [i for i, node in enumerate(nodes) if node["op"] == "null"]
+    graph["node_row_ptr"] = list(range(len(nodes) + 1))
+    symbol = mx.sym.load_json(json.dumps(graph))
+    return symbol, _chosen(arguments, symbol), _chosen(states, symbol)
+
+
+def _norms_as_convolutions(nodes: list[dict], arguments: Arrays, states: Arrays):
+    """Make each BatchNorm that is left a depthwise 1x1 convolution, before its ReLU.
+
+    The BatchNorm of the image stays: it would have to run in int8.
+    """
+    names = [node["name"] for node in nodes]
+    for node in list(nodes):
+        if not node["op"].endswith(("BatchNorm", "BatchNormWithReLU")):
+            continue
+        source, gamma, beta, mean, variance = (i[0] for i in node["inputs"])
+        if names[source] == "data":
+            continue
+        eps = float(node["attrs"]["eps"])
+        scale = arguments[names[gamma]] / (states[names[variance]] + eps).sqrt()
+        arguments[names[beta]] -= states[names[mean]] * scale
+        arguments[names[gamma]] = scale.reshape((-1, 1, 1, 1))
+        channels = str(len(scale))
+        depthwise = {
+            "op": "Convolution",
+            "name": node["name"],
+            "attrs": _DEPTHWISE | {"num_filter": channels, "num_group": channels},
+            "inputs": [[source, 0, 0], [gamma, 0, 0], [beta, 0, 0]],
+        }
+        if node["op"].endswith("ReLU"):
+            nodes.append(depthwise)
+            node["op"], node["attrs"] = "Activation", {"act_type": "relu"}
+            node["name"] += "_relu"
+            node["inputs"] = [[len(nodes) - 1, 0, 0]]
+        else:
+            node.update(depthwise)
+
+
+def _splits_as_convolutions(nodes: list[dict], arguments: Arrays):
+    """Compute each part of a split attention's input by convolutions of its own.
+
+    In a ResNeSt block conv1, ReLU, perhaps a pooling, the grouped convolution and ReLU
+    end in a SliceChannel by radix, which neither runs in int8 nor keeps oneDNN's
+    layout. Radix part r depends on the r-th part of each of these layers alone.
+    """
+
+    def add(op: str, name: str, inputs: list, **attrs) -> list:
+        nodes.append({"op": op, "name": name, "inputs": inputs, "attrs": attrs})
+        return [len(nodes) - 1, 0, 0]
+
+    def part(node: dict, source: list, radix: int, of: int, grouped: bool) -> list:
+        """Append the `radix`-th part of a layer, on top of `source`."""
+        attrs, inputs = dict(node["attrs"]), [source]
+        if node["op"] == "Convolution":
+            filters = int(attrs["num_filter"]) // of
+            groups = int(attrs["num_group"]) // of if grouped else 1
+            attrs |= {"num_filter": str(filters), "num_group": str(groups)}
+            for array, *_ in node["inputs"][1:]:
+                name = f"{nodes[array]['name']}_radix{radix}"
+                whole = arguments[nodes[array]["name"]]
+                arguments[name] = whole[radix * filters : (radix + 1) * filters]
+                inputs.append(add("null", name, []))
+        return add(node["op"], f"{node['name']}_radix{radix}", inputs, **attrs)
+
+    parts = {}
+    for index, node in enumerate(list(nodes)):
+        if node["op"] != "SliceChannel" or node["attrs"].get("axis", "1") != "1":
+            continue
+        chain = []
+        while [layer["op"] for layer in chain].count("Convolution") < 2:
+            node_before = nodes[(chain[0] if chain else node)["inputs"][0][0]]
+            chain.insert(0, node_before)
+        radix = int(node["attrs"]["num_outputs"])
+        for r in range(radix):
+            parts[index, r] = chain[0]["inputs"][0]
+            for layer in chain:
+                grouped = layer is not chain[0]
+                parts[index, r] = part(layer, parts[index, r], r, radix, grouped)
+    for node in nodes:
+        node["inputs"] = [parts.get((i[0], i[1]), i) for i in node["inputs"]]
+
+
+def _products_as_broadcasts(nodes: list[dict]):
+    """Broadcast attention weights, which training spreads out for their gradient."""
+    for node in nodes:
+        if node["op"] != "elemwise_mul":
+            continue
+        spread = nodes[node["inputs"][1][0]]
+        if spread["op"] == "reshape_like":
+            product = nodes[spread["inputs"][0][0]]
+            weights = nodes[product["inputs"][0][0]]  # (N, C, 1, 1) as (N * C, 1)
+            node["op"], node["inputs"][1] = "broadcast_mul", weights["inputs"][0]
+
+
+def _chosen(arrays: Arrays, symbol: mx.sym.Symbol) -> Arrays:
+    """Return the arrays that `symbol` has a use for."""
+    return {name: arrays[name] for name in symbol.list_inputs() if name in arrays}
