@@ -2,7 +2,6 @@
 """`TrainingStep`: forward, backward, update, on one or several devices."""
 
 import itertools
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import mxnet as mx
 import numpy as np
 from mxnet import autograd
-from mxnet.contrib import amp
 from mxnet.contrib.amp.amp import bfloat16
 from mxnet.gluon import HybridBlock, nn
 from mxnet.gluon.contrib.nn import SyncBatchNorm
@@ -18,7 +16,7 @@ from mxnet.gluon.contrib.nn import SyncBatchNorm
 from gluon_resnet.ema import update_average
 from gluon_resnet.errors import InputError
 from gluon_resnet.losses import LOSSES
-from gluon_resnet.models.training_graph import fuse_norm_relu
+from gluon_resnet.models.training_graph import compute_in, fuse_norm_relu
 from gluon_resnet.optimizers import OPTIMIZERS, Step, global_norm
 from gluon_resnet.recipe import Recipe
 
@@ -316,12 +314,10 @@ def _rewrite_graph(net: HybridBlock, precision: str, *, is_cpu: bool) -> None:
         if not net._cached_graph:
             inputs, logits = trace(*images)
             if is_cpu:
-                logits = fuse_norm_relu(logits)
+                logits = fuse_norm_relu(logits, net)
             if precision != "fp32":
                 dtype = {"bf16": "bfloat16", "fp16": "float16"}[precision]
-                names = [each.name for each in inputs]
-                logits = amp.convert_symbol(logits, dtype, data_names=names)
-                logits = mx.sym.amp_cast(logits, dtype="float32")
+                logits = compute_in(logits, dtype)
             net._cached_graph = inputs, logits
         return net._cached_graph
 
