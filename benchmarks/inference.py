@@ -68,7 +68,7 @@ BATCHES = (1, 16)
 # Of the difference to the plain net: root mean square, in units of that of the logits'
 # own difference from image to image. Unrelated logits would have 1.4; with random
 # weights int8 has much of that.
-ERROR_BOUND = {"fp32": 1e-4, "bf16": 0.15, "int8": 0.7}
+ERROR_BOUND = {"fp32": 1e-4, "bf16": 0.2, "int8": 0.7}
 THREADS = 2
 PARTS = ("table", "starts", "growth")
 GROWTH_ROUNDS = 3
@@ -102,6 +102,9 @@ def side_process(
         python, script = peers_python, "inference_peers.py"
     command = [python, Path(__file__).with_name(script), side, folder, str(threads)]
     cores = sorted(os.sched_getaffinity(0))[:threads]
+    # One thread a core: unbound, libgomp's two may share one and take twice the time.
+    # MXNet and PyTorch have it; ONNX Runtime and OpenVINO see to it themselves.
+    openmp = {"OMP_NUM_THREADS": str(threads), "OMP_PROC_BIND": "true"}
     log_path = folder / f"{side}.log"
     with ExitStack() as stack:
         # On leaving: what a side that is gone has not read.
@@ -113,7 +116,7 @@ def side_process(
                 stdout=subprocess.PIPE,
                 stderr=stack.enter_context(log_path.open("w")),
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                env={**os.environ, **openmp},
                 preexec_fn=lambda: os.sched_setaffinity(0, cores),
             )
         )

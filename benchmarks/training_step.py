@@ -51,7 +51,7 @@ SIDES = {
 # together, of what the step changed. bf16 has 8 bits: a gradient of 50 layers in it
 # is another one in part, and only its direction is bound.
 LOSS_BOUND = {"fp32": 1e-4, "bf16": 0.02}
-CHANGE_BOUND = {"fp32": 0.01, "bf16": 0.7}
+CHANGE_BOUND = {"fp32": 0.01, "bf16": 0.4}
 
 # Sends a command to a side and returns its answer.
 Ask = Callable[..., Any]

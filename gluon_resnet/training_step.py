@@ -16,7 +16,7 @@ from mxnet.gluon.contrib.nn import SyncBatchNorm
 from gluon_resnet.ema import update_average
 from gluon_resnet.errors import InputError
 from gluon_resnet.losses import LOSSES
-from gluon_resnet.models.training_graph import compute_in, fuse_norm_relu
+from gluon_resnet.mixed_precision import compute_in
 from gluon_resnet.optimizers import OPTIMIZERS, Step, global_norm
 from gluon_resnet.recipe import Recipe
 
@@ -85,7 +85,8 @@ class TrainingStep:
         self.recipe, self.contexts, self.net = recipe, list(contexts), net
         net.pool = _MeanPool()
         _synchronise_norms(net, self.contexts)
-        _rewrite_graph(net, recipe.precision, is_cpu=contexts[0].device_type == "cpu")
+        if recipe.precision != "fp32":
+            _compute_in(net, {"bf16": "bfloat16", "fp16": "float16"}[recipe.precision])
         net.hybridize(static_alloc=True, static_shape=True)
         self.parameters = net._collect_params_with_prefix()
         self.trained = {
@@ -303,22 +304,17 @@ def _synchronise_norms(net: HybridBlock, contexts: Sequence[mx.Context]) -> None
         )
 
 
-def _rewrite_graph(net: HybridBlock, precision: str, *, is_cpu: bool) -> None:
-    """Fuse, and put casts to `precision` into the graph each time `net` is traced.
+def _compute_in(net: HybridBlock, dtype: str) -> None:
+    """Put casts to `dtype` into the graph of `net` each time that it is traced.
 
-    `amp.init` would cast in every network of the process.
+    `amp.init` would do it to every network of the process.
     """
     trace = net._get_graph
 
     def traced(*images):
         if not net._cached_graph:
             inputs, logits = trace(*images)
-            if is_cpu:
-                logits = fuse_norm_relu(logits, net)
-            if precision != "fp32":
-                dtype = {"bf16": "bfloat16", "fp16": "float16"}[precision]
-                logits = compute_in(logits, dtype)
-            net._cached_graph = inputs, logits
+            net._cached_graph = inputs, compute_in(logits, dtype)
         return net._cached_graph
 
     net._get_graph = traced
