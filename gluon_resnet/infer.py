@@ -21,6 +21,7 @@ from tqdm import tqdm
 from gluon_resnet import bundled, command
 from gluon_resnet.cam import class_activation, save_overlay
 from gluon_resnet.classifier import Classifier, init_model
+from gluon_resnet.device import device
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
 from gluon_resnet.inference import PRECISIONS
@@ -180,16 +181,6 @@ def _preparer(model: Classifier) -> Callable[[Path], Union[np.ndarray, InputErro
     return prepare
 
 
-def _context(name: str) -> mx.Context:
-    """Parse "cpu", "gpu" or "gpu(1)"."""
-    kind, _, index = name.rstrip(")").partition("(")
-    if kind not in ("cpu", "gpu") or not (index or "0").isdigit():
-        raise argparse.ArgumentTypeError(
-            f"{name!r} is no device; use cpu, gpu(0), gpu(1), ..."
-        )
-    return mx.Context(kind, int(index or 0))
-
-
 def _print_answer(answer: dict) -> None:
     """Print an answer for a person: the image, then a line for each class."""
     if "error" in answer:
@@ -245,7 +236,7 @@ if __name__ == "__main__":
     add("--json", action="store_true", help="one JSON object a line")
     add("--batch-size", type=int, default=1, help="images that run together")
     add("--precision", choices=PRECISIONS, help="default: that of the weights, fp32")
-    add("--ctx", type=_context, default="cpu", help="device: cpu or gpu(0)")
+    add("--ctx", type=device, default="cpu", help="device: cpu or gpu(0)")
     add("--features", type=Path, metavar="OUT.npz", help="write pooled vectors, too")
     add("--cam", type=Path, metavar="DIR", help="draw each answer's evidence, too")
     add(

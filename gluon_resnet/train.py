@@ -25,6 +25,7 @@ from gluon_resnet import bundled, command
 from gluon_resnet.augment import one_hot
 from gluon_resnet.card import Card, write_card
 from gluon_resnet.create import create_model
+from gluon_resnet.device import device
 from gluon_resnet.errors import InputError
 from gluon_resnet.journal import draw_curves, journal
 from gluon_resnet.loader import (
@@ -383,21 +384,15 @@ def main(arguments: argparse.Namespace) -> None:
     print(json.dumps(history[-1]))
 
 
-def _contexts(names: str) -> list[mx.Context]:
+def _devices(names: str) -> list[mx.Context]:
     """Parse "cpu", "gpu(0)", "cpu(0),cpu(1)"."""
-    contexts = []
-    for name in names.split(","):
-        kind, _, index = name.rstrip(")").partition("(")
-        if kind not in ("cpu", "gpu") or not (index or "0").isdigit():
+    devices = [device(name) for name in names.split(",")]
+    for each in devices:
+        if each.device_type == "gpu" and each.device_id >= mx.context.num_gpus():
             raise argparse.ArgumentTypeError(
-                f"{name!r} is no device; use cpu, gpu(0), gpu(1), ..."
+                f"{each} is not there: MXNet sees {mx.context.num_gpus()} GPUs"
             )
-        if kind == "gpu" and int(index or 0) >= mx.context.num_gpus():
-            raise argparse.ArgumentTypeError(
-                f"{name} is not there: MXNet sees {mx.context.num_gpus()} GPUs"
-            )
-        contexts.append(mx.Context(kind, int(index or 0)))
-    return contexts
+    return devices
 
 
 if __name__ == "__main__":
@@ -427,7 +422,7 @@ if __name__ == "__main__":
     )
     add(
         "--ctx",
-        type=_contexts,
+        type=_devices,
         default="cpu",
         metavar="DEVICES",
         help="devices that share each batch: cpu, gpu(0) or gpu(0),gpu(1)",
