@@ -6,22 +6,19 @@
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from gluon_resnet.classifier import init_model
 from gluon_resnet.loader import validation_batches
+from gluon_resnet.predictions import accuracy
 from gluon_resnet.quantize import CALIBRATIONS, quantize
 from gluon_resnet.records import RecordFile
-
-
-def logits_and_labels(net, batches):
-    """Return float32 (N, C) and int (N,) of all batches."""
-    import mxnet as mx
-
-    logits = [net(mx.nd.array(images)).asnumpy() for images, _ in batches]
-    return np.concatenate(logits), np.concatenate([labels for _, labels in batches])
+from gluon_resnet.validate import predict
 
 
 def main() -> None:
@@ -45,7 +42,8 @@ def main() -> None:
             protocol=model.protocol,
         )
     )
-    fp32, labels = logits_and_labels(model.net, batches)
+    fp32 = predict(model.net, batches)
+    before = accuracy(fp32).top1
     print(
         "| model | calibration | images | fp32 top-1 | int8 top-1 | lost | agreement |"
     )
@@ -58,15 +56,9 @@ def main() -> None:
             calibration=calibration,
             exclude=arguments.exclude,
         )
-        int8, _ = logits_and_labels(quantized.block(), batches)
-        before, after, same = (
-            100 * np.mean(a == b)
-            for a, b in (
-                (fp32.argmax(1), labels),
-                (int8.argmax(1), labels),
-                (int8.argmax(1), fp32.argmax(1)),
-            )
-        )
+        int8 = predict(quantized.block(), batches)
+        after = accuracy(int8).top1
+        same = 100 * np.mean(int8.ranked[:, 0] == fp32.ranked[:, 0])
         print(
             f"| {model.name} | {calibration} | {quantized.card.images} | {before:.2f} "
             f"| {after:.2f} | {before - after:.2f} | {same:.2f} |",
