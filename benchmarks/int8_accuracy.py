@@ -42,7 +42,7 @@ def main() -> None:
             protocol=model.protocol,
         )
     )
-    fp32 = predict(model.net, batches)
+    fp32 = predict(model.forward, batches)
     before = accuracy(fp32).top1
     print(
         "| model | calibration | images | fp32 top-1 | int8 top-1 | lost | agreement |"
@@ -56,7 +56,7 @@ def main() -> None:
             calibration=calibration,
             exclude=arguments.exclude,
         )
-        int8 = predict(quantized.block(), batches)
+        int8 = predict(quantized.form(), batches)
         after = accuracy(int8).top1
         same = 100 * np.mean(int8.ranked[:, 0] == fp32.ranked[:, 0])
         print(

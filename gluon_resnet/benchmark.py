@@ -2,15 +2,12 @@
 """Measure a model's speed here: `python -m gluon_resnet.benchmark MODEL`."""
 
 import argparse
-import ctypes
 import json
 import os
 import resource
-import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Optional
 
@@ -22,15 +19,19 @@ from gluon_resnet import command
 from gluon_resnet.classifier import init_model
 from gluon_resnet.create import create_model
 from gluon_resnet.errors import InputError
-from gluon_resnet.inference import PRECISIONS, Forward, inference_form
+from gluon_resnet.inference import (
+    PRECISIONS,
+    Forward,
+    PlannedForm,
+    inference_form,
+    openmp,
+)
 from gluon_resnet.int8 import needs_quantizing
 from gluon_resnet.memory import check_batch
 from gluon_resnet.models import model_spec
 
 _WARM_UP = 3
-_EXPLAINED = 5
-# Between what the warm-up and the explained runs print.
-_MARK = "gluon_resnet: the kernels of a run"
+_EXPLAINED = 15  # runs
 
 
 def benchmark(
@@ -84,26 +85,39 @@ def benchmark(
     }
 
 
-def kernels(log: Iterable[str]) -> list[dict]:
-    """Sum up the lines that oneDNN prints with DNNL_VERBOSE=1, slowest kernels first.
+def explain(
+    name: str,
+    weights: Optional[Path] = None,
+    *,
+    precision: Optional[str] = None,
+    batch_size: int = 1,
+    size: Optional[int] = None,
+) -> list[dict]:
+    """Measure which kernels run, the slowest kind first; options as `benchmark` has.
 
-    Returns {"primitive", "kernel", "type" (of the input), "calls", "ms"} of each kind.
+    Returns {"primitive", "kernel", "calls", "ms", "share"} of each kind: calls and
+    milliseconds of one run of the plan that most of the images go through, and the
+    share of the sum. `PlannedForm.kernels` has them one by one.
+    Raises InputError as `benchmark` does, and where MXNet's own operators run.
     """
-    calls, times = defaultdict(int), defaultdict(float)
-    for line in log:
-        fields = line.strip().split(",")
-        if fields[:2] == ["dnnl_verbose", "exec"]:
-            # The first tensor, such as src_f32::blocked:abcd:f0 dst_f32::...
-            kind = (fields[3], fields[4], fields[6].partition("::")[0].split("_")[1])
-            calls[kind] += 1
-            times[kind] += float(fields[-1])
+    forward, images, _ = _loaded(name, weights, precision, batch_size, size)
+    if not isinstance(forward, PlannedForm):
+        raise InputError("MXNet's own operators run here, which are not explained")
+    kinds = defaultdict(list)
+    for kernel in forward.kernels(images, rounds=_EXPLAINED):
+        kinds[kernel["primitive"], kernel["kernel"]].append(kernel["ms"])
+    total = sum(map(sum, kinds.values()))
     return [
         {
-            **dict(zip(("primitive", "kernel", "type"), kind)),
-            "calls": calls[kind],
-            "ms": times[kind],
+            "primitive": primitive,
+            "kernel": kernel,
+            "calls": len(times),
+            "ms": sum(times),
+            "share": sum(times) / total,
         }
-        for kind in sorted(calls, key=times.get, reverse=True)
+        for (primitive, kernel), times in sorted(
+            kinds.items(), key=lambda kind: -sum(kind[1])
+        )
     ]
 
 
@@ -120,69 +134,22 @@ def _loaded(
     for option, value in (("batch-size", batch_size), ("size", size)):
         if value < 1:
             raise InputError(f"{option} is {value}; it must be at least 1")
+    check_batch(batch_size, size)
     if weights is not None:
         model = init_model(name, weights, precision=precision)
-        net, forward, precision = model.net, model.forward, model.precision
+        forward, precision = model.forward, model.precision
     elif precision == "int8":
         raise InputError(needs_quantizing(spec.name))
     else:
-        net, precision = create_model(name), precision or "fp32"
-        forward = inference_form(net, precision=precision)
-    check_batch(net, batch_size, size)
+        precision = precision or "fp32"
+        forward = inference_form(create_model(name), precision=precision)
     shape = (batch_size, 3, size, size)
     images = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
     return forward, mx.nd.array(images), precision
 
 
 def _threads() -> int:
-    return int(os.environ.get("OMP_NUM_THREADS", _cores()))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def _explain() -> None:
-    """Print which kernels run, from what a copy of this process prints of them."""
-    child = subprocess.run(
-        _command_line(),
-        env={**os.environ, "DNNL_VERBOSE": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if child.returncode:
-        raise InputError(f"the explained run failed with code {child.returncode}")
-    *log, wall = child.stdout.partition(_MARK)[2].splitlines()
-    rows = kernels(log)
-    rest = float(wall) - sum(row["ms"] for row in rows)
-    rows.append({"primitive": "MXNet's own operators and scheduling", "ms": rest})
-    for row in rows:
-        row["share"] = f"{row['ms'] / float(wall):.1%}"
-        row["ms"] /= _EXPLAINED
-        if "calls" in row:
-            row["calls"] /= _EXPLAINED
-    print(tabulate(rows, headers="keys", floatfmt=".3g"))
-    print(f"\n{float(wall) / _EXPLAINED:.2f} ms for a batch")
-
-
-def _run_explained(arguments: argparse.Namespace) -> None:
-    """Run as the copy, whose oneDNN prints."""
-    forward, images, _ = _loaded(*_model_options(arguments).values())
-    for _ in range(_WARM_UP):
-        forward(images).wait_to_read()
-    # Through C's buffer, which oneDNN prints into: Python's has another order.
-    libc = ctypes.CDLL(None)
-    libc.puts(_MARK.encode())
-    started = time.perf_counter()
-    for _ in range(_EXPLAINED):
-        forward(images).wait_to_read()
-    libc.puts(str(1000 * (time.perf_counter() - started)).encode())
-
-
-def _model_options(arguments: argparse.Namespace) -> dict:
-    names = ("model", "weights", "precision", "batch_size", "size")
-    return {name: getattr(arguments, name) for name in names}
+    return openmp().omp_get_max_threads()
 
 
 def _command_line() -> list[str]:
@@ -198,15 +165,20 @@ def main(arguments: argparse.Namespace) -> None:
         # The libraries read it when they are loaded, and they are loaded by now.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         os.execv(sys.executable, _command_line())
+    options = {
+        option: getattr(arguments, option)
+        for option in ("weights", "precision", "batch_size", "size")
+    }
     if arguments.explain:
-        if os.environ.get("DNNL_VERBOSE") == "1":
-            _run_explained(arguments)
-        else:
-            _explain()
+        rows = explain(arguments.model, **options)
+        if arguments.json:
+            print(json.dumps(rows))
+            return
+        for row in rows:
+            row["share"] = f"{row['share']:.1%}"
+        print(tabulate(rows, headers="keys", floatfmt=".3g"))
         return
-    options = _model_options(arguments)
-    name, weights = options.pop("model"), options.pop("weights")
-    outcome = benchmark(name, weights, **options, seconds=arguments.seconds)
+    outcome = benchmark(arguments.model, **options, seconds=arguments.seconds)
     if arguments.json:
         print(json.dumps(outcome))
     else:
@@ -228,7 +200,7 @@ if __name__ == "__main__":
     add("--precision", choices=PRECISIONS, help="default: that of the weights, fp32")
     add("--batch-size", type=int, default=1, help="images that run together")
     add("--size", type=int, metavar="PIXELS", help="default: the model's own")
-    add("--threads", type=int, default=_cores(), help="cores to use")
+    add("--threads", type=int, default=_threads(), help="cores to use")
     add("--seconds", type=float, default=5.0, help="how long to measure")
     add("--json", action="store_true", help="print one JSON object")
     add("--explain", action="store_true", help="print which kernels run instead")

@@ -12,11 +12,11 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-from gluon_resnet import _before_mxnet, bundled
+from gluon_resnet import bundled
 from gluon_resnet.card import Card, card_path, read_card
 from gluon_resnet.errors import InputError
 from gluon_resnet.inference import Forward, check_precision, inference_form
-from gluon_resnet.int8 import is_int8, load_int8, needs_quantizing
+from gluon_resnet.int8 import Int8Model, is_int8, load_int8, needs_quantizing
 from gluon_resnet.models import model_spec
 from gluon_resnet.models.resnet import empty_resnet
 from gluon_resnet.postprocess import load_class_names, postprocess
@@ -35,8 +35,8 @@ class Classifier:
 
     name: str
     """MODEL.TAG of published weights, or MODEL with a file of the user's."""
-    net: HybridBlock
-    """The network layer by layer in fp32; an int8 one has no layers to look into."""
+    net: Union[HybridBlock, Int8Model]
+    """The network layer by layer in fp32; an int8 model has no layers to look into."""
     protocol: Protocol
     class_names: tuple[str, ...]
     ctx: mx.Context
@@ -49,8 +49,8 @@ class Classifier:
     @cached_property
     def forward(self) -> Forward:
         """The fastest form of `net` for images on its device, made on first use."""
-        if self.precision == "int8":
-            return self.net
+        if isinstance(self.net, Int8Model):
+            return self.net.form()
         return inference_form(self.net, precision=self.precision)
 
     def to_device(self, images: np.ndarray) -> mx.nd.NDArray:
@@ -140,8 +140,8 @@ def _int8_model(
             "was made from"
         )
     check_precision("int8", ctx)
-    log.info("int8 on %s: %s", ctx, _before_mxnet.AMX)
-    net, card = load_int8(weights)
+    net = load_int8(weights)
+    card = net.card
     _check_model(card.model, model, weights)
     return Classifier(model, net, card.protocol, card.class_names, ctx, "int8")
 

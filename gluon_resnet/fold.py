@@ -2,9 +2,7 @@
 """The inference graph of a network: BatchNorm folded into the convolution before it.
 
 In inference a BatchNorm multiplies and shifts each channel by constants, and so may the
-convolution's weight and bias do in its place (arXiv:1712.05877, section 3.2). A norm
-that follows no convolution, as the first of each pre-activated block, becomes one
-operator with its ReLU.
+convolution's weight and bias do in its place (arXiv:1712.05877, section 3.2).
 """
 
 import json
@@ -17,7 +15,7 @@ Arrays = dict[str, mx.nd.NDArray]
 
 
 def folded(net: HybridBlock) -> tuple[mx.sym.Symbol, Arrays, Arrays]:
-    """Return the inference graph of `net` with its BatchNorms folded.
+    """Return the graph of `net` with the BatchNorms after convolutions folded.
 
     The symbol maps the variable `data`, images (N, C, H, W), to what `net` answers. The
     arguments and auxiliary states are float32 copies in `net`'s first context; `net`
@@ -43,9 +41,6 @@ def folded(net: HybridBlock) -> tuple[mx.sym.Symbol, Arrays, Arrays]:
     for index, node in enumerate(nodes):
         node["inputs"] = [[replaced.get(i[0], i[0]), *i[1:]] for i in node["inputs"]]
         source = node["inputs"][0][0] if node["inputs"] else index
-        if _is_relu(node) and nodes[source]["op"] == "BatchNorm" and uses[source] == 1:
-            nodes[source]["op"] = "_contrib_BatchNormWithReLU"
-            replaced[index] = source
         if node["op"] != "BatchNorm":
             continue
         conv = nodes[source]
@@ -80,7 +75,3 @@ def folded(net: HybridBlock) -> tuple[mx.sym.Symbol, Arrays, Arrays]:
 
     arguments = [name for name in symbol.list_arguments() if name != "data"]
     return symbol, arrays(arguments), arrays(symbol.list_auxiliary_states())
-
-
-def _is_relu(node: dict) -> bool:
-    return node["op"] == "Activation" and node["attrs"]["act_type"] == "relu"

@@ -69,7 +69,7 @@ def infer(
         raise InputError(
             f"features and cam need precision fp32; the model is {model.precision}"
         )
-    check_batch(model.net, batch_size, model.protocol.size)
+    check_batch(batch_size, model.protocol.size)
     prepare = _preparer(model)
     names, vectors = [], [np.empty((0, model.net.spec.channels[-1]), np.float32)]
     files = _image_files(images)

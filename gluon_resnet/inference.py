@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fastest form of a network for inference, in fp32 or bf16, on the CPU.
+"""The fastest form of a network for inference on the CPU: plans for oneDNN.
 
-BatchNorms are folded, then oneDNN's operators take ReLU and sum along with each
-convolution. (int8 networks are made by `quantize` and come fused from their file.)
+One image, or a few, are computed by all cores together. Of more images each core has
+its share for itself: none waits for another, and what it works on fits into its cache.
 """
 
-import json
+import ctypes
 import logging
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-from gluon_resnet import _before_mxnet
+from gluon_resnet import _before_mxnet, onednn
 from gluon_resnet.errors import InputError
-from gluon_resnet.fold import Arrays, folded
+from gluon_resnet.inference_graph import inference_graph
+from gluon_resnet.plan import Plan, Weights
+from gluon_resnet.steps import steps_of
 
 log = logging.getLogger(__name__)
 
@@ -24,19 +28,9 @@ Forward = Callable[[mx.nd.NDArray], mx.nd.NDArray]
 
 PRECISIONS = ("fp32", "bf16", "int8")
 
-# How MXNet writes the type, for which NumPy has no name.
-BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
-_BFLOAT16_NUMBER = "12"
-
-# What computes in bfloat16; everything else stays in float32: attention, whose
-# operators MXNet has no fast bfloat16 kernels for, and the classifier, which is cheap.
-_BF16_OPERATORS = {
-    "BatchNorm",
-    "Convolution",
-    "Pooling",
-    "_contrib_BatchNormWithReLU",
-    "elemwise_add",
-}
+# Pixels of the images that a core computes at a time: two of 224 x 224. One makes less
+# of the weights that are fetched for it, four are too much for the cache.
+_PIXELS_AT_A_TIME = 2 * 224 * 224
 
 
 def check_precision(precision: str, ctx: mx.Context) -> None:
@@ -49,131 +43,148 @@ def check_precision(precision: str, ctx: mx.Context) -> None:
         raise InputError(
             f"precision {precision} runs on cpu, not on {ctx}; use cpu or fp32"
         )
-    if precision == "bf16" and not _computes_bf16():
+    if not onednn.is_available():
         raise InputError(
-            "precision bf16 needs a processor with AVX-512, and oneDNN, which "
-            "DNNL_MAX_CPU_ISA and MXNET_MKLDNN_ENABLED restrict; use fp32"
+            f"precision {precision} needs oneDNN: run `pip install -r "
+            "requirements.txt`, on Linux x86-64; or use fp32"
         )
+    if precision == "bf16" and not onednn.computes_bf16():
+        raise InputError(
+            "precision bf16 needs a processor with AVX-512, which ONEDNN_MAX_CPU_ISA "
+            "may restrict; use fp32"
+        )
+    if precision == "bf16" and "avx512_bf16" not in _before_mxnet.cpu_flags():
+        log.info("bf16: the processor has no avx512_bf16, expect less speed than fp32")
 
 
 def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
     """Return a function that maps images to logits as `net` does, only faster.
 
     It takes and gives float32 on `net`'s first device, images (N, C, H, W) of any N, H
-    and W; a call with other sizes than the one before costs a new plan of the memory.
+    and W; a call with another shape than the one before costs new plans.
     The values are copies: `net` may be trained on without changing the form.
 
     precision: "fp32", equal to `net` but for rounding, or "bf16", whose predictions
     agree with fp32's for at least 999 images of 1,000 (tests/test_inference.py).
-    On a GPU and where oneDNN is switched off the form is `net` itself, hybridized.
+    On a GPU and where oneDNN's wheel is missing the form is `net` itself, hybridized.
     Raises InputError for a precision that this machine cannot run.
     """
     ctx = next(iter(net.collect_params().values())).list_ctx()[0]
     check_precision(precision, ctx)
-    if ctx.device_type != "cpu" or not _has_onednn():
-        log.info("%s on %s: plain operators, nothing fused", precision, ctx)
+    if ctx.device_type != "cpu" or not onednn.is_available():
+        log.info("%s on %s: MXNet's operators, nothing fused", precision, ctx)
         net.hybridize(static_alloc=True, static_shape=True)
         return net
-    log.info("%s on %s: fused oneDNN operators; %s", precision, ctx, _before_mxnet.AMX)
-    symbol, arguments, auxiliary = folded(net)
-    if precision == "bf16":
-        symbol, arguments = _in_bf16(symbol, arguments)
-    # Nothing is fused where shapes are unknown; which ones they are does not matter.
-    first_weight = next(value for value in arguments.values() if value.ndim == 4)
-    shape = (1, first_weight.shape[1], net.spec.size, net.spec.size)
-    symbol = symbol.optimize_for(
-        "MKLDNN", arguments, auxiliary, ctx, shape_dict={"data": shape}
-    )
-    arrays = {**arguments, **auxiliary}
-    names = symbol.list_inputs()
-    data = names.index("data")
-    flags = {
-        "data_indices": [data],
-        "param_indices": [i for i in range(len(names)) if i != data],
-        "static_alloc": True,
-        "static_shape": True,
-    }
-    operator = mx.nd.CachedOp(symbol, list(flags.items()))
-    before = [arrays[name] for name in names[:data]]
-    after = [arrays[name] for name in names[data + 1 :]]
-    return lambda images: operator(*before, images, *after)
+    symbol, arguments, states = inference_graph(net)
+    arrays = {n: array.asnumpy() for n, array in (arguments | states).items()}
+    return PlannedForm(symbol, arrays, precision)
 
 
-def _has_onednn() -> bool:
-    is_on = os.environ.get("MXNET_MKLDNN_ENABLED", "1") != "0"
-    return is_on and mx.runtime.Features().is_enabled("MKLDNN")
+class PlannedForm:
+    """A function from images to logits, and the plans for the shape it had last."""
 
+    def __init__(
+        self, symbol: mx.sym.Symbol, arrays: Mapping[str, np.ndarray], precision: str
+    ):
+        """symbol, arrays: of `inference_graph`, or of an int8 model."""
+        log.info("%s: fused kernels of oneDNN, %s", precision, onednn.instructions())
+        self._steps = steps_of(symbol)
+        self._weights = Weights(arrays)
+        self._dtype = onednn.BF16 if precision == "bf16" else onednn.F32
+        self._cores = openmp().omp_get_max_threads()
+        self._pool = ThreadPoolExecutor(self._cores, initializer=_work_alone)
+        self._shape = None
+        self._lock = threading.Lock()
 
-def _computes_bf16() -> bool:
-    """Try a convolution: what oneDNN may use is more than the processor's to say."""
-    if not _has_onednn():
-        return False
-    if "avx512_bf16" not in _before_mxnet.cpu_flags():
-        log.info("bf16: the processor has no avx512_bf16, expect less speed than fp32")
-    ones = mx.nd.ones((16, 16, 1, 1)).astype(BFLOAT16)
-    try:
-        mx.nd.Convolution(
-            ones, ones, kernel=(1, 1), num_filter=16, no_bias=True
-        ).wait_to_read()
-    except mx.MXNetError:
-        return False
-    return True
+    def __call__(self, images: mx.nd.NDArray) -> mx.nd.NDArray:
+        """Return logits (N, classes), computed when this returns."""
+        if images.dtype != np.float32:
+            images = images.astype("float32")
+        with self._lock:
+            if images.shape != self._shape:
+                self._make_plans(images.shape)
+            logits = mx.nd.empty((len(images), self._num_classes))
+            self._run(_address(images), _address(logits))
+        return logits
 
+    def kernels(self, images: mx.nd.NDArray, rounds: int) -> list[dict]:
+        """Measure the kernels that most of `images` go through, in their order.
 
-def _in_bf16(symbol: mx.sym.Symbol, arguments: Arrays) -> tuple[mx.sym.Symbol, Arrays]:
-    """Return the graph with casts where the type changes, and its arguments.
+        Returns {"layer", "primitive", "kernel", "ms"} of each, medians, for the images
+        that are computed at a time.
+        """
+        self(images)
+        plan = self._plans[0]
+        if not self._share:
+            return plan.measure(rounds)
+        return self._pool.submit(plan.measure, rounds).result()
 
-    The first convolution stays in float32: an even background is rounded the same way
-    in every pixel, which does not average out. It and the classifier cost most of the
-    changed predictions and least of the time.
-    """
-    graph = json.loads(symbol.tojson())
-    nodes = graph["nodes"]
-    arguments = dict(arguments)
-    types = ["float32"] * len(nodes)
-    casts = {}
-    is_behind_first = False
-
-    def cast(entry: list, dtype: str) -> list:
-        source, output = entry[:2]
-        if types[source] == dtype:
-            return entry
-        key = (source, output)
-        if key not in casts:
-            casts[key] = len(nodes)
-            types.append(dtype)
-            nodes.append(
-                {
-                    "op": "amp_cast",
-                    "name": f"{nodes[source]['name']}_cast{output}",
-                    "attrs": {"dtype": dtype},
-                    "inputs": [entry],
-                }
+    def _make_plans(self, shape: tuple[int, int, int, int]) -> None:
+        """Give `self._share` images to each core and the rest to all together."""
+        count, *image = shape
+        self._shape = None  # Where memory ends, the next call begins anew.
+        self._plans = []
+        self._share, self._rest = divmod(count, self._cores)
+        if self._cores == 1:
+            self._share, self._rest = 0, count
+        self._at_a_time = 1
+        if self._share:
+            most = max(1, _PIXELS_AT_A_TIME // (image[1] * image[2]))
+            self._at_a_time = max(
+                n
+                for n in range(1, self._share + 1)
+                if self._share % n == 0 and n <= most
             )
-        return [casts[key], 0, 0]
+            self._plans = [
+                self._pool.submit(self._plan, self._at_a_time, image).result()
+                for _ in range(self._cores)
+            ]
+        if self._rest:
+            self._plans.append(self._plan(self._rest, image))
+        self._num_classes = self._plans[0].num_classes
+        self._image_bytes = 4 * int(np.prod(image))
+        self._shape = shape
 
-    for index, node in enumerate(list(nodes)):
-        if node["op"] == "null":
-            continue
-        if node["op"] == "Activation":  # fused with what it follows
-            types[index] = types[node["inputs"][0][0]]
-        elif is_behind_first and node["op"] in _BF16_OPERATORS:
-            types[index] = "bfloat16"
-        is_behind_first |= node["op"] == "Convolution"
-        for i, entry in enumerate(node["inputs"]):
-            source = nodes[entry[0]]
-            name = source["name"]
-            if source["op"] != "null" or name == "data":
-                node["inputs"][i] = cast(entry, types[index])
-            elif node["op"] == "Convolution" and types[index] == "bfloat16":
-                source.setdefault("attrs", {})["__dtype__"] = _BFLOAT16_NUMBER
-                arguments[name] = _bfloat16(arguments[name])
-    graph["heads"] = [cast(head, "float32") for head in graph["heads"]]
-    return mx.sym.load_json(json.dumps(graph)), arguments
+    def _plan(self, count: int, image: list[int]) -> Plan:
+        return Plan(self._steps, self._weights, (count, *image), self._dtype)
+
+    def _run(self, images: int, logits: int) -> None:
+        """Compute from address to address."""
+
+        def run(plan: Plan, first: int) -> None:
+            plan.run(
+                images + first * self._image_bytes,
+                logits + first * self._num_classes * 4,
+            )
+
+        def run_share(core: int) -> None:
+            first = core * self._share
+            for part in range(first, first + self._share, self._at_a_time):
+                run(self._plans[core], part)
+
+        if self._share:
+            list(self._pool.map(run_share, range(self._cores)))
+        if self._rest:
+            run(self._plans[-1], self._cores * self._share)
 
 
-def _bfloat16(values: mx.nd.NDArray) -> mx.nd.NDArray:
-    """Round to the nearest; MXNet's cast cuts off, which makes all weights smaller."""
-    bits = values.asnumpy().view(np.uint32) + np.uint32(0x8000)
-    nearest = (bits & np.uint32(0xFFFF0000)).view(np.float32)
-    return mx.nd.array(nearest, ctx=values.context).astype(BFLOAT16)
+def openmp() -> ctypes.CDLL:
+    """Return the OpenMP that MXNet and oneDNN share; it is loaded by now."""
+    return ctypes.CDLL("libgomp.so.1")
+
+
+def _work_alone() -> None:
+    """Make the calling thread one whose kernels ask OpenMP for no other."""
+    openmp().omp_set_num_threads(1)
+    # Of the thread that started this one it has the core that OpenMP may have bound.
+    os.sched_setaffinity(0, _before_mxnet.CPUS)
+
+
+def _address(array: mx.nd.NDArray) -> int:
+    """Where the elements are, once they are computed."""
+    array.wait_to_read()
+    address = ctypes.c_void_p()
+    mx.base.check_call(
+        mx.base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(address))
+    )
+    return address.value

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of an int8 model: one archive that needs neither the original nor its code.
+"""An int8 model and its file: one archive that needs neither the original nor its code.
 
 A zip, not compressed, with a checksum of each member: `card.json` tells how to use the
 model, `symbol.json` is MXNet's graph with the calibrated ranges, `int8.params` has its
-arrays. A quantized weight is stored as int8 with a scale for each output channel and
-multiplied out on loading; MXNet's operators round the product back to the same int8.
+arrays. A quantized weight is int8 with a scale for each output channel.
 """
 
 import json
@@ -18,19 +17,19 @@ from typing import Union
 
 import mxnet as mx
 import numpy as np
-from mxnet.gluon import SymbolBlock
 
 from gluon_resnet._before_mxnet import cpu_flags
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
-from gluon_resnet.models import model_spec
+from gluon_resnet.inference import Forward, PlannedForm
+from gluon_resnet.models import ModelSpec, model_spec
+from gluon_resnet.plan import SCALE
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.weights import read_tensors
 
 log = logging.getLogger(__name__)
 
 _CARD, _SYMBOL, _PARAMS = "card.json", "symbol.json", "int8.params"
-_SCALE = ":scale"  # after a weight's name; no parameter has a colon in its own
 
 
 @dataclass(frozen=True)
@@ -61,24 +60,14 @@ class Int8Model:
     """As in the file: see `packed`."""
     card: Int8Card
 
-    def block(self) -> SymbolBlock:
-        """Return the network, on the CPU and hybridized; `spec` is its table row.
+    @property
+    def spec(self) -> ModelSpec:
+        """The network's row of the table."""
+        return model_spec(self.card.model)
 
-        Raises ValueError where the arrays are not those of the graph.
-        """
-        # With a dtype: without, MXNet warns that it knows none.
-        net = SymbolBlock(self.symbol, mx.sym.var("data", dtype="float32"))
-        parameters = net.collect_params()
-        arrays = _multiplied(self.arrays)
-        if parameters.keys() != arrays.keys():
-            raise ValueError("its arrays are not those of its graph")
-        for name, parameter in parameters.items():
-            parameter.shape = arrays[name].shape
-            parameter.initialize(mx.init.Zero(), ctx=mx.cpu())
-            parameter.set_data(mx.nd.array(arrays[name]))
-        net.hybridize(static_alloc=True, static_shape=True)
-        net.spec = model_spec(self.card.model)
-        return net
+    def form(self) -> Forward:
+        """Return the model as a function, as `inference_form` describes it."""
+        return PlannedForm(self.symbol, self.arrays, "int8")
 
 
 def packed(
@@ -93,9 +82,9 @@ def packed(
             weight = arrays[name]
             largest = np.abs(weight).max(axis=tuple(range(1, weight.ndim)))
             scale = np.where(largest > 0, largest / np.float32(127), np.float32(1))
-            steps = weight / _column(scale, weight.ndim)
+            steps = weight / scale.reshape(-1, *[1] * (weight.ndim - 1))
             stored[name] = np.rint(steps).astype(np.int8)
-            stored[name + _SCALE] = scale
+            stored[name + SCALE] = scale
     return stored
 
 
@@ -124,12 +113,10 @@ def save_int8(path: Union[str, Path], model: Int8Model) -> Path:
     return path
 
 
-def load_int8(path: Union[str, Path]) -> tuple[SymbolBlock, Int8Card]:
+def load_int8(path: Union[str, Path]) -> Int8Model:
     """Read a file that `save_int8` wrote; nothing in it is unpickled.
 
-    The network maps float32 images (N, 3, size, size), prepared by `card.protocol`, to
-    float32 logits (N, C), on the CPU and for any N. Only whole nets are in the file:
-    there is no `features` or `fc` to look into.
+    Only whole nets are in the file: there is no `features` or `fc` to look into.
     Raises InputError where the file is missing, damaged or something else.
     """
     path = Path(path)
@@ -143,7 +130,8 @@ def load_int8(path: Union[str, Path]) -> tuple[SymbolBlock, Int8Card]:
         fields["class_names"] = tuple(fields["class_names"])
         card = Int8Card(**fields)
         _, arrays = read_tensors(path)
-        net = Int8Model(symbol, arrays, card).block()
+        if _names(symbol) != {name for name in arrays if not name.endswith(SCALE)}:
+            raise ValueError("its arrays are not those of its graph")
     except (
         *(InputError, KeyError, TypeError, ValueError, mx.MXNetError),
         *(zipfile.BadZipFile, EOFError, OSError),
@@ -155,7 +143,7 @@ def load_int8(path: Union[str, Path]) -> tuple[SymbolBlock, Int8Card]:
         ) from error
     if not has_vnni():
         log.info("no VNNI seen: int8 runs, but without its speed")
-    return net, card
+    return Int8Model(symbol, arrays, card)
 
 
 def needs_quantizing(model: str) -> str:
@@ -172,16 +160,5 @@ def has_vnni() -> bool:
     return not cpu_flags().isdisjoint({"avx512_vnni", "avx_vnni"})
 
 
-def _multiplied(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Undo `packed`, but for what rounding took away."""
-    return {
-        name: array.astype(np.float32) * _column(arrays[name + _SCALE], array.ndim)
-        if array.dtype == np.int8
-        else array
-        for name, array in arrays.items()
-        if not name.endswith(_SCALE)
-    }
-
-
-def _column(scale: np.ndarray, dimensions: int) -> np.ndarray:
-    return scale.reshape(-1, *[1] * (dimensions - 1))
+def _names(symbol: mx.sym.Symbol) -> set[str]:
+    return set(symbol.list_inputs()) - {"data"}

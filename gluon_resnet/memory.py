@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a batch fits into memory, before it is tried."""
 
-import json
 from pathlib import Path
 from typing import Optional
-
-import mxnet as mx
-import numpy as np
-from mxnet.gluon import HybridBlock
 
 from gluon_resnet.errors import InputError
 
@@ -22,13 +17,13 @@ _USED = (
 )
 
 
-def check_batch(net: HybridBlock, batch_size: int, size: int) -> None:
+def check_batch(batch_size: int, size: int) -> None:
     """Raise InputError where images (batch_size, 3, size, size) cannot fit.
 
     A lower bound of what inference needs is held against what Linux has left; where
     neither Linux nor its control group says it, nothing is checked.
     """
-    needed = bytes_needed(net, batch_size, size)
+    needed = bytes_needed(batch_size, size)
     available = available_bytes()
     if available is not None and needed > available:
         raise InputError(
@@ -38,24 +33,12 @@ def check_batch(net: HybridBlock, batch_size: int, size: int) -> None:
         )
 
 
-def bytes_needed(net: HybridBlock, batch_size: int, size: int) -> int:
-    """Return the largest sum of maps, in float32, that are alive at the same time."""
-    symbol = net(mx.sym.var("data"))
-    internals = symbol.get_internals()
-    # Of one image: the shapes of many may not fit MXNet's 32 bits.
-    _, shapes, _ = internals.infer_shape(data=(1, 3, size, size))
-    sizes = dict(zip(internals.list_outputs(), map(np.prod, shapes)))
-    nodes = json.loads(symbol.tojson())["nodes"]
-    last_use = {i[0]: n for n, node in enumerate(nodes) for i in node["inputs"]}
-    alive, most = {}, 0
-    for index, node in enumerate(nodes):
-        if node["op"] == "null" and node["name"] != "data":
-            continue
-        outputs = (node["name"], f"{node['name']}_output", f"{node['name']}_output0")
-        alive[index] = max(int(sizes.get(name, 0)) for name in outputs)
-        most = max(most, sum(alive.values()))
-        alive = {i: s for i, s in alive.items() if last_use.get(i, index) > index}
-    return 4 * batch_size * most
+def bytes_needed(batch_size: int, size: int) -> int:
+    """Return the bytes of prepared images: float32, once in NumPy and once in MXNet.
+
+    What the layers need is that of a few images (inference.py) and little beside it.
+    """
+    return 2 * 4 * batch_size * 3 * size * size
 
 
 def available_bytes() -> Optional[int]:

@@ -16,9 +16,9 @@ from mxnet.contrib.quantization import calib_graph, quantize_graph
 from gluon_resnet import command
 from gluon_resnet.classifier import Classifier, init_model
 from gluon_resnet.errors import InputError
+from gluon_resnet.inference_graph import inference_graph
 from gluon_resnet.int8 import Int8Card, Int8Model, packed, save_int8
 from gluon_resnet.loader import permutation, validation_batches
-from gluon_resnet.quantizable import quantizable
 from gluon_resnet.records import RecordFile
 
 CALIBRATIONS = ("naive", "entropy")
@@ -64,7 +64,7 @@ def quantize(
     batches = _calibration_batches(model, rec, images)
     # MXNet's passes announce themselves on standard error unless told not to.
     os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
-    graph, arguments, states = quantizable(model.net)
+    graph, arguments, states = inference_graph(model.net)
     fused = graph.get_backend_symbol("MKLDNN_QUANTIZE")
     quantized, arrays = _calibrated(
         fused,

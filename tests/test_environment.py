@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import hashlib
+import os
 import re
+import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -115,6 +117,41 @@ def test_cuda_libraries_are_left_alone_for_the_cpu_build(tmp_path, loaded):
     (tmp_path / "mxnet-1.9.1.dist-info").mkdir()
     _before_mxnet.load_cuda_libraries()
     assert loaded == []
+
+
+def test_threads_of_one_core_are_counted_once(tmp_path):
+    for cpu, siblings in enumerate(["0,4", "1", "2-3", "2-3", "0,4"]):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
+    assert _before_mxnet.physical_cores({0, 1, 2, 3, 4}, tmp_path) == 3
+    assert _before_mxnet.physical_cores({4, 3}, tmp_path) == 2
+    # Where Linux does not say it, each is taken for a core.
+    assert _before_mxnet.physical_cores({7, 8}, tmp_path) == 2
+
+
+def test_openmp_is_set_up_unless_the_user_did():
+    environment = {}
+    _before_mxnet.set_up_openmp(environment, 6)
+    assert environment == {
+        "OMP_NUM_THREADS": "6",
+        "OMP_WAIT_POLICY": "ACTIVE",
+        "GOMP_SPINCOUNT": "300000",
+    }
+    users = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = dict(users)
+    _before_mxnet.set_up_openmp(environment, 6)
+    assert environment == users
+
+
+def test_openmp_has_as_many_threads_as_there_are_cores():
+    code = (
+        "import ctypes, gluon_resnet.inference, gluon_resnet._before_mxnet as b\n"
+        "threads = gluon_resnet.inference.openmp().omp_get_max_threads()\n"
+        "assert threads == b.physical_cores(b.CPUS), threads\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 def never():

@@ -1,21 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fastest form of a network: its values, its precisions, when it is taken."""
 
+import itertools
 import logging
 import os
 import subprocess
 import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import mxnet as mx
 import numpy as np
 import pytest
 from draw import draw_images, fill_gluon
 
-from gluon_resnet import bundled, create_model, inference, init_model
+from gluon_resnet import (
+    _before_mxnet,
+    bundled,
+    create_model,
+    inference,
+    init_model,
+    onednn,
+)
 from gluon_resnet.errors import InputError
 from gluon_resnet.inference import check_precision, inference_form
+from gluon_resnet.inference_graph import inference_graph
 from gluon_resnet.loader import validation_batches
+from gluon_resnet.plan import Plan, Weights
 from gluon_resnet.records import RecordFile
+from gluon_resnet.steps import steps_of
 
 # Of the largest logit: rounding of float32 through tens of layers in another order.
 FP32_TOLERANCE = 3e-6
@@ -63,38 +76,38 @@ def test_forms_answer_as_the_net_does_for_any_batch_and_size(name):
         assert difference(logits, expected) < BF16_TOLERANCE
 
 
-def test_form_is_fused():
+def kernels_of(net, shape, precision="fp32"):
+    form = inference_form(net, precision=precision)
+    return form.kernels(mx.nd.array(draw_images(shape)), rounds=1)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_form_is_fused(count):
     net = drawn("resnet18_v1")
-    log = kernels_of("fp32", "resnet18_v1")
+    kernels = kernels_of(net, (count, 3, 64, 64))
     assert len([1 for layer in net.collect_params() if "conv" in layer]) == 20
-    assert log.count(",convolution,") == 20
-    for alone in (",batch_normalization,", ",eltwise,", ",sum,", ",binary,"):
-        assert alone not in log
+    assert Counter(kernel["primitive"] for kernel in kernels) == {
+        "reorder": 1,  # of the image
+        "convolution_forward": 20,
+        "pooling_forward": 2,
+        "inner_product_forward": 1,
+    }
+
+
+def test_split_attention_needs_no_reduction():
+    kernels = kernels_of(drawn("resnest14d"), (1, 3, 64, 64))
+    found = Counter(kernel["primitive"] for kernel in kernels)
+    # Two splits in each of four blocks: sum of the pooled, two weights, two products.
+    assert found["binary"] == 4 * 5
+    assert "reduction" not in found and "softmax_forward" not in found
 
 
 def test_bf16_computes_convolutions_in_bf16_but_the_first():
-    lines = kernels_of("bf16", "resnet18_v1").splitlines()
-    types = [line.split(",")[6][:7] for line in lines if ",convolution," in line]
-    assert types == ["src_f32"] + ["src_bf1"] * 19
-    assert not any(",eltwise," in line for line in lines)
-
-
-def kernels_of(precision, name):
-    """What oneDNN prints for one answer."""
-    code = (
-        "import mxnet as mx\n"
-        "from gluon_resnet import create_model\n"
-        "from gluon_resnet.inference import inference_form\n"
-        f"form = inference_form(create_model({name!r}), precision={precision!r})\n"
-        "form(mx.nd.ones((1, 3, 64, 64))).wait_to_read()\n"
-        "form(mx.nd.ones((1, 3, 64, 64))).wait_to_read()\n"
-    )
-    result = python("import gluon_resnet\n" + code, DNNL_VERBOSE="1")
-    assert result.returncode == 0, result.stderr
-    lines = [line for line in result.stdout.splitlines() if ",exec," in line]
-    # The second answer's: from the last time that the first convolution ran.
-    first = [i for i, line in enumerate(lines) if "ic3oc64" in line]
-    return "\n".join(lines[first[-1] :])
+    kernels = kernels_of(drawn("resnet18_v1"), (1, 3, 64, 64), precision="bf16")
+    names = [k["kernel"] for k in kernels if k["primitive"] == "convolution_forward"]
+    assert "bf16" not in names[0]
+    if "avx512_bf16" in _before_mxnet.cpu_flags():
+        assert all(name.endswith("bf16") for name in names[1:])
 
 
 def python(code, **environment):
@@ -136,14 +149,6 @@ def test_bf16_predicts_as_fp32_does(model):
     assert np.sqrt(errors / count) < 0.01
 
 
-@pytest.mark.parametrize("weight", [1.00390625, -0.3, 3e-30])
-def test_weights_are_rounded_to_the_nearest_bfloat16(weight):
-    value = mx.nd.array([weight])
-    rounded = inference._bfloat16(value).astype("float32").asscalar()
-    # Half a step of 8 bits: cutting off errs by up to a whole one.
-    assert abs(rounded - value.asscalar()) <= abs(weight) * 2**-8
-
-
 @pytest.mark.parametrize(
     "precision, ctx, message",
     [
@@ -158,24 +163,63 @@ def test_precision_that_cannot_run_is_named(precision, ctx, message):
     assert str(error.value).startswith(message)
 
 
-@pytest.mark.parametrize(
-    "environment", [{"DNNL_MAX_CPU_ISA": "AVX2"}, {"MXNET_MKLDNN_ENABLED": "0"}]
-)
-def test_precision_that_the_processor_cannot_run_is_refused(environment):
-    code = "from gluon_resnet import init_model; init_model({!r}, precision='bf16')"
-    result = python(code.format(bundled.NAME), **environment)
+def test_precision_that_the_processor_cannot_run_is_refused():
+    code = f"from gluon_resnet import *; init_model({bundled.NAME!r}, precision='bf16')"
+    result = python(code, ONEDNN_MAX_CPU_ISA="AVX2")
     assert result.stderr.splitlines()[-1] == (
         "gluon_resnet.errors.InputError: precision bf16 needs a processor with "
-        "AVX-512, and oneDNN, which DNNL_MAX_CPU_ISA and MXNET_MKLDNN_ENABLED "
-        "restrict; use fp32"
+        "AVX-512, which ONEDNN_MAX_CPU_ISA may restrict; use fp32"
     )
 
 
-def test_without_onednn_the_form_is_the_net(model, monkeypatch, caplog):
+@pytest.mark.parametrize("name", ["SSE41", "AVX2", "AVX512_CORE"])
+def test_older_processors_give_the_same_answers(name):
+    code = (
+        "import mxnet as mx\n"
+        "from gluon_resnet import bundled, inference_form, init_model\n"
+        "net = init_model(bundled.NAME).net\n"
+        "images = mx.nd.random.normal(shape=(5, 3, 28, 28))\n"
+        "print(abs(inference_form(net)(images) - net(images)).max().asscalar())\n"
+    )
+    result = python("import gluon_resnet\n" + code, ONEDNN_MAX_CPU_ISA=name)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 1e-4
+
+
+@pytest.fixture
+def without_onednn(monkeypatch):
+    monkeypatch.setattr(onednn, "is_available", lambda: False)
+
+
+def test_without_onednn_the_form_is_the_net(model, without_onednn, caplog):
     caplog.set_level(logging.INFO, "gluon_resnet")
-    monkeypatch.setenv("MXNET_MKLDNN_ENABLED", "0")
     assert inference_form(model.net) is model.net
-    assert caplog.messages == ["fp32 on cpu(0): plain operators, nothing fused"]
+    assert caplog.messages == ["fp32 on cpu(0): MXNet's operators, nothing fused"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_without_onednn_other_precisions_are_refused(without_onednn, precision):
+    with pytest.raises(InputError) as error:
+        check_precision(precision, mx.cpu())
+    assert str(error.value) == (
+        f"precision {precision} needs oneDNN: run `pip install -r requirements.txt`, "
+        "on Linux x86-64; or use fp32"
+    )
+
+
+def test_a_missing_wheel_is_no_onednn(monkeypatch):
+    monkeypatch.setattr(onednn, "files", lambda name: None)
+    assert onednn.library_path() is None
+
+
+def test_a_library_that_cannot_be_loaded_is_no_onednn(monkeypatch, tmp_path):
+    (tmp_path / "libdnnl.so.3").write_text("no library")
+    monkeypatch.setattr(onednn, "library_path", lambda: str(tmp_path / "libdnnl.so.3"))
+    onednn.library.cache_clear()
+    try:
+        assert not onednn.is_available.__wrapped__()
+    finally:
+        onednn.library.cache_clear()
 
 
 def test_bf16_without_its_instructions_says_so(monkeypatch, caplog):
@@ -184,3 +228,43 @@ def test_bf16_without_its_instructions_says_so(monkeypatch, caplog):
     check_precision("bf16", mx.cpu())
     (message,) = caplog.messages
     assert message.startswith("bf16: the processor has no avx512_bf16, expect less")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_threads_and_batches_change_nothing(model, precision):
+    images = mx.nd.array(draw_images((7, 3, 28, 28)))
+    form = inference_form(model.net, precision=precision)
+    expected = form(images).asnumpy()
+    for first, last in ((0, 1), (1, 3), (2, 7)):
+        found = form(images[first:last]).asnumpy()
+        np.testing.assert_allclose(found, expected[first:last], rtol=0, atol=1e-5)
+
+
+def test_images_of_another_type_are_taken(model):
+    images = mx.nd.array(draw_images((2, 3, 28, 28)))
+    expected = model.forward(images).asnumpy()
+    found = model.forward(images.astype("float64")).asnumpy()
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_one_form_serves_several_threads(model):
+    batches = [mx.nd.array(draw_images((n, 3, 28, 28))) for n in (1, 4, 2, 5)] * 5
+    expected = [model.forward(images).asnumpy() for images in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda images: model.forward(images).asnumpy(), batches)
+        for logits, wanted in zip(found, expected):
+            np.testing.assert_array_equal(logits, wanted)
+
+
+def test_memory_of_a_tensor_is_given_on_and_never_shared(model):
+    symbol, arguments, states = inference_graph(drawn("resnet50_v1d"))
+    arrays = {n: array.asnumpy() for n, array in (arguments | states).items()}
+    plan = Plan(steps_of(symbol), Weights(arrays), (1, 3, 64, 64))
+    storages = {id(s): s for _, s, _ in plan._placed}.values()
+    for one, other in itertools.combinations(storages, 2):
+        if one.first <= other.last and other.first <= one.last:
+            assert (
+                one.offset + one.nbytes <= other.offset
+                or other.offset + other.nbytes <= one.offset
+            )
+    assert plan.nbytes < sum(storage.nbytes for storage in storages) / 4

@@ -16,10 +16,10 @@ from draw import draw_images, fill_gluon
 from gluon_resnet import bundled, create_model
 from gluon_resnet.classifier import Classifier, init_model
 from gluon_resnet.errors import InputError
+from gluon_resnet.inference_graph import inference_graph
 from gluon_resnet.int8 import is_int8, load_int8, needs_quantizing, save_int8
 from gluon_resnet.loader import validation_batches
 from gluon_resnet.preprocess import Protocol
-from gluon_resnet.quantizable import quantizable
 from gluon_resnet.quantize import quantize
 from gluon_resnet.records import RecordFile
 
@@ -105,7 +105,7 @@ def test_rewritten_graph_answers_as_the_net_does(name):
     size = 32 if name.startswith("cifar") else 64
     images = mx.nd.array(draw_images((2, 3, size, size)))
     expected = net(images).asnumpy()
-    symbol, arguments, states = quantizable(net)
+    symbol, arguments, states = inference_graph(net)
     for graph in (symbol, symbol.get_backend_symbol("MKLDNN")):
         executor = graph.bind(
             mx.cpu(), {"data": images, **arguments}, aux_states=states
@@ -120,9 +120,7 @@ def test_rewritten_graph_answers_as_the_net_does(name):
     "calibration", ["naive", pytest.param("entropy", marks=pytest.mark.slow)]
 )
 def test_bundled_checkpoint_keeps_its_accuracy(model, calibration):
-    net = quantize(
-        model, bundled.TRAIN_REC, images=500, calibration=calibration
-    ).block()
+    net = quantize(model, bundled.TRAIN_REC, images=500, calibration=calibration).form()
     hits, fp32_hits, agreed = 0, 0, 0
     for images, labels in batches(model):
         found = answers(net, images).argmax(1)
@@ -168,7 +166,7 @@ def test_drawn_nets_answer_much_as_in_fp32(name):
     model = drawn(name, 64)
     images = next(iter(batches(model)))[0][:20]
     expected = answers(model.net, images)
-    found = answers(quantize(model, bundled.TRAIN_REC, images=40).block(), images)
+    found = answers(quantize(model, bundled.TRAIN_REC, images=40).form(), images)
     distance = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert 0 < distance < LARGEST_DISTANCE
 
@@ -192,13 +190,14 @@ def test_excluded_layers_stay_fp32_and_are_told(model):
 def test_file_answers_bit_for_bit_as_before_at_any_batch_size(
     quantized, images, tmp_path
 ):
-    expected = answers(quantized.block(), images)
+    expected = answers(quantized.form(), images)
     path = save_int8(tmp_path / "new" / "net.int8", quantized)
     assert list(path.parent.iterdir()) == [path]
     assert is_int8(path)
-    net, card = load_int8(path)
-    assert card == quantized.card
-    assert net.spec.name == bundled.MODEL
+    loaded = load_int8(path)
+    assert loaded.card == quantized.card
+    assert loaded.spec.name == bundled.MODEL
+    net = loaded.form()
     for count in (1, 7, 100, 3):
         np.testing.assert_array_equal(answers(net, images[:count]), expected[:count])
 
@@ -322,7 +321,7 @@ def test_layer_that_always_answers_zero_is_quantized(images):
     for name, parameter in model.net._collect_params_with_prefix().items():
         if "stage2.1.body.bn2" in name and name.endswith(("gamma", "beta")):
             parameter.set_data(mx.nd.zeros(parameter.shape))
-    net = quantize(model, bundled.TRAIN_REC, images=8).block()
+    net = quantize(model, bundled.TRAIN_REC, images=8).form()
     assert np.isfinite(answers(net, images)).all()
 
 
@@ -348,7 +347,7 @@ def test_the_verb_writes_a_file_and_tells_what_stays_fp32(images, tmp_path):
         "cifar_resnet20_v1, calibrated on 8 images (naive)\n"
         "fp32: fc (excluded by the user)\n"
     )
-    net, _ = load_int8(path)
+    net = load_int8(path).form()
     assert answers(net, images).shape == (100, 10)
 
 

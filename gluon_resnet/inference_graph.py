@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A net's graph in the form that MXNet's int8 operators can run from end to end.
+"""The inference graph of a network: convolutions, and little else.
 
-They know convolutions with a fused ReLU or sum, pooling and the classifier. What else a
-ResNet has would turn int8 into fp32 and back each time, and a BatchNorm quantized as
-such costs a v2 net its accuracy. So both are written as convolutions here. Exact: the
-graph answers as the net does.
+What is not one becomes one where it can: a BatchNorm that follows no convolution, a
+split by channels. Kernels for convolutions are the fastest there are, take the ReLU
+along, and int8 need not be left for fp32 and back. Exact: the graph answers as the net.
 """
 
 import json
@@ -14,10 +13,16 @@ from mxnet.gluon import HybridBlock
 
 from gluon_resnet.fold import Arrays, folded
 
-_DEPTHWISE = {"kernel": "(1, 1)", "no_bias": "False", "layout": "NCHW"}
+_DEPTHWISE = {
+    "kernel": "(1, 1)",
+    "stride": "(1, 1)",
+    "pad": "(0, 0)",
+    "no_bias": "False",
+    "layout": "NCHW",
+}
 
 
-def quantizable(net: HybridBlock) -> tuple[mx.sym.Symbol, Arrays, Arrays]:
+def inference_graph(net: HybridBlock) -> tuple[mx.sym.Symbol, Arrays, Arrays]:
     """Return the inference graph of `net`, its arguments and auxiliary states.
 
     The symbol maps `data`, images (N, C, H, W), to logits. Arrays are named as the
@@ -40,13 +45,13 @@ def quantizable(net: HybridBlock) -> tuple[mx.sym.Symbol, Arrays, Arrays]:
 
 
 def _norms_as_convolutions(nodes: list[dict], arguments: Arrays, states: Arrays):
-    """Make each BatchNorm that is left a depthwise 1x1 convolution, before its ReLU.
+    """Make each BatchNorm that is left a depthwise 1x1 convolution.
 
     The BatchNorm of the image stays: it would have to run in int8.
     """
     names = [node["name"] for node in nodes]
-    for node in list(nodes):
-        if not node["op"].endswith(("BatchNorm", "BatchNormWithReLU")):
+    for node in nodes:
+        if node["op"] != "BatchNorm":
             continue
         source, gamma, beta, mean, variance = (i[0] for i in node["inputs"])
         if names[source] == "data":
@@ -56,19 +61,9 @@ def _norms_as_convolutions(nodes: list[dict], arguments: Arrays, states: Arrays)
         arguments[names[beta]] -= states[names[mean]] * scale
         arguments[names[gamma]] = scale.reshape((-1, 1, 1, 1))
         channels = str(len(scale))
-        depthwise = {
-            "op": "Convolution",
-            "name": node["name"],
-            "attrs": _DEPTHWISE | {"num_filter": channels, "num_group": channels},
-            "inputs": [[source, 0, 0], [gamma, 0, 0], [beta, 0, 0]],
-        }
-        if node["op"].endswith("ReLU"):
-            nodes.append(depthwise)
-            node["op"], node["attrs"] = "Activation", {"act_type": "relu"}
-            node["name"] += "_relu"
-            node["inputs"] = [[len(nodes) - 1, 0, 0]]
-        else:
-            node.update(depthwise)
+        node["op"] = "Convolution"
+        node["attrs"] = _DEPTHWISE | {"num_filter": channels, "num_group": channels}
+        node["inputs"] = [[source, 0, 0], [gamma, 0, 0], [beta, 0, 0]]
 
 
 def _splits_as_convolutions(nodes: list[dict], arguments: Arrays):

@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""oneDNN 3 through its C interface: tensors in memory and kernels that work on them.
+
+MXNet has oneDNN 2.4 inside, whose kernels it runs one operator at a time. The library
+of the wheel `onednn-cpu-gomp` is newer and shares MXNet's OpenMP threads. Names follow
+its documentation, https://oneapi-src.github.io/oneDNN; lengths are in elements.
+"""
+
+import ctypes
+import weakref
+from collections.abc import Mapping, Sequence
+from ctypes import byref, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
+from functools import cache
+from importlib.metadata import PackageNotFoundError, files
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+# Data types.
+BF16, F32, S32, S8, U8 = 2, 3, 4, 5, 6
+SIZES = {BF16: 2, F32: 4, S32: 4, S8: 1, U8: 1}
+# Layouts: as the kernel likes it best, vector, matrix, NCHW, GNCHW, NHWC.
+ANY, A, AB, ABCD, ABCDE, ACDB = 1, 2, 3, 5, 6, 22
+# Arguments of a kernel.
+SRC, SRC_1, DST, WEIGHTS, BIAS = 1, 2, 17, 33, 41
+SCRATCHPAD = 80
+_SCALES, _POST_OP = 4096, 32768
+# Algorithms.
+ADD, MULTIPLY, SUBTRACT = 0x1FFF0, 0x1FFF1, 0x1FFF5
+RELU, LINEAR, SIGMOID = 0x20, 0x26, 0x29
+MAX_POOLING, AVERAGE_WITH_PADDING, AVERAGE_WITHOUT_PADDING = 0x1FF, 0x2FF, 0x3FF
+_CONVOLUTION_DIRECT, _SOFTMAX = 1, 0x30000
+
+_INFERENCE = 96
+_QUERY_KERNEL_NAME, _QUERY_SRC, _QUERY_WEIGHTS, _QUERY_DST, _QUERY_SCRATCHPAD = (
+    *(8, 129, 131, 133),
+    136,
+)
+# As dnnl_cpu_isa_t has them, the newest first; each has the bits of those before it.
+_INSTRUCTIONS = {
+    0x1FEF: "AVX-512 with AMX and its fp16",
+    0xFEF: "AVX-512 with AMX",
+    0x1EF: "AVX-512 with fp16",
+    0xE7: "AVX-512 with bf16",
+    0x67: "AVX-512 with VNNI",
+    0x27: "AVX-512",
+    0xF: "AVX2 with VNNI",
+    0x7: "AVX2",
+    0x0: "SSE4.1",
+}
+_STATUS = {1: "out of memory", 2: "invalid arguments", 3: "not implemented"}
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = [("index", c_int), ("memory", c_void_p)]
+
+
+class PostOp(NamedTuple):
+    """What a kernel does with its result before it stores it, one after the other."""
+
+    kind: str
+    """"eltwise", "sum" (add what is in the destination) or "binary"."""
+    algorithm: int = 0
+    alpha: float = 0.0
+    """Of eltwise; the factor of sum."""
+    other: Optional["Descriptor"] = None
+    """The other operand of binary."""
+    dtype: int = 0
+    """Of what is in the destination, for sum."""
+
+
+def library_path() -> Optional[str]:
+    """Return where the wheel's library is, None without the wheel."""
+    try:
+        found = files("onednn-cpu-gomp") or ()
+    except PackageNotFoundError:
+        return None
+    paths = (path.locate() for path in found if path.name == "libdnnl.so.3")
+    return next((str(path.resolve()) for path in paths if path.exists()), None)
+
+
+@cache
+def is_available() -> bool:
+    """Return whether the wheel is installed and this system can load it."""
+    try:
+        return library_path() is not None and bool(library())
+    except OSError:
+        return False
+
+
+@cache
+def computes_bf16() -> bool:
+    """Return whether the processor has instructions to compute bfloat16 with."""
+    pixels, weights = (Descriptor((16, 16, 1, 1), BF16) for _ in range(2))
+    try:
+        convolution(pixels, weights, None, pixels, stride=(1, 1), padding=(0, 0))
+    except RuntimeError:
+        return False
+    return True
+
+
+def instructions() -> str:
+    """Return the newest instructions that oneDNN uses here, in words."""
+    number = library().dnnl_get_effective_cpu_isa()
+    return next(words for isa, words in _INSTRUCTIONS.items() if number & isa == isa)
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Load the wheel's library; OSError where this system cannot."""
+    loaded = ctypes.CDLL(library_path())
+    loaded.dnnl_memory_desc_get_size.restype = c_size_t
+    loaded.dnnl_primitive_desc_query_md.restype = c_void_p
+    loaded.dnnl_primitive_desc_query_md.argtypes = [c_void_p, c_int, c_int]
+    loaded.dnnl_primitive_execute.argtypes = [c_void_p, c_void_p, c_int, c_void_p]
+    loaded.dnnl_memory_set_data_handle.argtypes = [c_void_p, c_void_p]
+    return loaded
+
+
+def _call(name: str, *arguments: object) -> None:
+    """Call a function that returns a status; raise RuntimeError where it fails."""
+    status = getattr(library(), f"dnnl_{name}")(*arguments)
+    if status == 1:
+        raise MemoryError(f"oneDNN has no memory for {name}")
+    if status:
+        raise RuntimeError(f"oneDNN: {name}: {_STATUS.get(status, status)}")
+
+
+class _Object:
+    """Something of oneDNN's that is destroyed with the last reference to it."""
+
+    def __init__(self, kind: str, constructor: str, *arguments: object):
+        self.handle = c_void_p()
+        _call(constructor, byref(self.handle), *arguments)
+        destroy = getattr(library(), f"dnnl_{kind}_destroy")
+        # Not when Python ends: the process takes all with it, and order matters.
+        weakref.finalize(self, destroy, self.handle).atexit = False
+
+
+@cache
+def _engine() -> c_void_p:
+    """The CPU. For good, as oneDNN's cache of kernels is."""
+    engine = c_void_p()
+    _call("engine_create", byref(engine), 1, c_size_t(0))
+    return engine
+
+
+@cache
+def _stream() -> c_void_p:
+    stream = c_void_p()
+    _call("stream_create", byref(stream), _engine(), 1)
+    return stream
+
+
+class Descriptor(_Object):
+    """Dimensions, data type and layout of a tensor."""
+
+    def __init__(self, dims: Sequence[int], dtype: int, layout: int = ACDB):
+        super().__init__(
+            "memory_desc",
+            "memory_desc_create_with_tag",
+            *(len(dims), _lengths(dims), dtype, layout),
+        )
+
+    @classmethod
+    def strided(
+        cls, dims: Sequence[int], dtype: int, strides: Sequence[int]
+    ) -> "Descriptor":
+        """Return the descriptor of a tensor with steps of its own."""
+        self = cls.__new__(cls)
+        _Object.__init__(
+            self,
+            "memory_desc",
+            "memory_desc_create_with_strides",
+            *(len(dims), _lengths(dims), dtype, _lengths(strides)),
+        )
+        return self
+
+    @classmethod
+    def _copy(cls, handle: int) -> "Descriptor":
+        self = cls.__new__(cls)
+        _Object.__init__(self, "memory_desc", "memory_desc_clone", c_void_p(handle))
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the tensor takes."""
+        return library().dnnl_memory_desc_get_size(self.handle)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Descriptor) and bool(
+            library().dnnl_memory_desc_equal(self.handle, other.handle)
+        )
+
+    __hash__ = None
+
+
+class Memory(_Object):
+    """A tensor: a descriptor, and where its elements are."""
+
+    def __init__(self, descriptor: Descriptor, array: Optional[np.ndarray] = None):
+        """array: the elements, which stay alive; None: see `point_to`."""
+        address = array.ctypes.data if array is not None else 0
+        super().__init__(
+            *("memory", "memory_create"),
+            *(descriptor.handle, _engine(), c_void_p(address)),
+        )
+        self.descriptor = descriptor
+        self._array = array
+
+    def point_to(self, address: int) -> None:
+        """Say where the elements are; whoever says so keeps them alive."""
+        _call("memory_set_data_handle", self.handle, address)
+
+
+class Kernel:
+    """A primitive: what oneDNN runs for a description such as those below."""
+
+    def __init__(self, kind: str, *arguments: object, attributes: "_Attributes"):
+        self.kind = kind
+        self._description = _Object(
+            "primitive_desc",
+            f"{kind}_primitive_desc_create",
+            *(*arguments, attributes.handle),
+        )
+        self._primitive = _Object(
+            "primitive", "primitive_create", self._description.handle
+        )
+
+    @property
+    def name(self) -> str:
+        """oneDNN's name of the implementation, such as brgconv:avx512_core."""
+        name = c_char_p()
+        _call(
+            "primitive_desc_query",
+            *(self._description.handle, _QUERY_KERNEL_NAME, 0, byref(name)),
+        )
+        return name.value.decode()
+
+    @property
+    def src(self) -> Descriptor:
+        """The layout that the kernel wants its input in."""
+        return self._query(_QUERY_SRC)
+
+    @property
+    def weights(self) -> Descriptor:
+        """The layout that the kernel wants its weights in."""
+        return self._query(_QUERY_WEIGHTS)
+
+    @property
+    def scratchpad(self) -> Descriptor:
+        """The memory that the kernel needs while it runs."""
+        return self._query(_QUERY_SCRATCHPAD)
+
+    def _query(self, what: int) -> Descriptor:
+        handle = library().dnnl_primitive_desc_query_md(
+            self._description.handle, what, 0
+        )
+        return Descriptor._copy(handle)
+
+    def bind(self, arguments: Mapping[int, Memory]) -> "Call":
+        """Return the kernel with its tensors, ready to run."""
+        return Call(self, arguments)
+
+
+class Call:
+    """A kernel with its tensors; calling it runs it to its end."""
+
+    def __init__(self, kernel: Kernel, arguments: Mapping[int, Memory]):
+        self.kernel = kernel
+        self._kept = dict(arguments)
+        array = (_Argument * len(arguments))(
+            *(_Argument(index, memory.handle) for index, memory in arguments.items())
+        )
+        # Everything looked up beforehand: small networks notice microseconds.
+        self._execute = library().dnnl_primitive_execute
+        self._arguments = (
+            *(kernel._primitive.handle, _stream(), len(array)),
+            array,
+        )
+
+    def __call__(self) -> None:
+        """Run the kernel; RuntimeError where it cannot."""
+        if status := self._execute(*self._arguments):
+            raise RuntimeError(f"oneDNN: {self.kernel.name}: {_STATUS[status]}")
+
+
+class _Attributes(_Object):
+    """Post-ops, and which tensors come with a scale: all of it, or one a channel."""
+
+    def __init__(self, post_ops: Sequence[PostOp] = (), scales: Mapping[int, int] = {}):
+        super().__init__("primitive_attr", "primitive_attr_create")
+        # Scratchpads are the plan's, which shares one among all kernels.
+        _call("primitive_attr_set_scratchpad_mode", self.handle, 1)
+        for argument, mask in scales.items():
+            _call("primitive_attr_set_scales_mask", self.handle, argument, mask)
+        chain = _Object("post_ops", "post_ops_create")
+        for op in post_ops:
+            if op.kind == "eltwise":
+                numbers = (op.algorithm, c_float(op.alpha), c_float(0))
+                _call("post_ops_append_eltwise", chain.handle, *numbers)
+            elif op.kind == "sum":
+                numbers = (c_float(op.alpha), 0, op.dtype)
+                _call("post_ops_append_sum", chain.handle, *numbers)
+            else:
+                _call(
+                    "post_ops_append_binary",
+                    *(chain.handle, op.algorithm, op.other.handle),
+                )
+        _call("primitive_attr_set_post_ops", self.handle, chain.handle)
+
+
+def scale_of(argument: int) -> int:
+    """The argument that holds the scale of an argument."""
+    return _SCALES | argument
+
+
+def operand_of(post_op: int) -> int:
+    """The argument that holds the other operand of a binary post-op."""
+    return _POST_OP * (post_op + 1) | SRC_1
+
+
+def convolution(
+    src: Descriptor,
+    weights: Descriptor,
+    bias: Optional[Descriptor],
+    dst: Descriptor,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    post_ops: Sequence[PostOp] = (),
+    scales: Mapping[int, int] = {},
+) -> Kernel:
+    """Convolve with weights (O, I, H, W) or, of G groups, (G, O / G, I / G, H, W)."""
+    tensors = (src, weights, bias, dst)
+    return Kernel(
+        "convolution_forward",
+        *(_engine(), _INFERENCE, _CONVOLUTION_DIRECT),
+        *(tensor and tensor.handle for tensor in tensors),
+        *map(_lengths, (stride, (0, 0), padding, padding)),
+        attributes=_Attributes(post_ops, scales),
+    )
+
+
+def inner_product(
+    src: Descriptor,
+    weights: Descriptor,
+    bias: Descriptor,
+    dst: Descriptor,
+    scales: Mapping[int, int] = {},
+) -> Kernel:
+    """Multiply (N, I) by weights (O, I) and add a bias (O)."""
+    tensors = (src, weights, bias, dst)
+    return Kernel(
+        "inner_product_forward",
+        *(_engine(), _INFERENCE, *(tensor.handle for tensor in tensors)),
+        attributes=_Attributes(scales=scales),
+    )
+
+
+def pooling(
+    src: Descriptor,
+    dst: Descriptor,
+    *,
+    algorithm: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: tuple[Sequence[int], Sequence[int]],
+) -> Kernel:
+    """Pool; padding: (top, left) and (bottom, right)."""
+    return Kernel(
+        "pooling_forward",
+        *(_engine(), _INFERENCE, algorithm, src.handle, dst.handle),
+        *map(_lengths, (stride, kernel, (0, 0), *padding)),
+        attributes=_Attributes(),
+    )
+
+
+def binary(
+    algorithm: int,
+    src: Descriptor,
+    other: Descriptor,
+    dst: Descriptor,
+    post_ops: Sequence[PostOp] = (),
+    scales: Mapping[int, int] = {},
+) -> Kernel:
+    """Add or multiply; `other` is repeated along its dimensions of length 1."""
+    return Kernel(
+        "binary",
+        *(_engine(), algorithm, src.handle, other.handle, dst.handle),
+        attributes=_Attributes(post_ops, scales),
+    )
+
+
+def eltwise(algorithm: int, src: Descriptor) -> Kernel:
+    """Map each element by a function, in place if it is given the same memory."""
+    return Kernel(
+        "eltwise_forward",
+        *(
+            _engine(),
+            _INFERENCE,
+            algorithm,
+            src.handle,
+            src.handle,
+            c_float(0),
+            c_float(0),
+        ),
+        attributes=_Attributes(),
+    )
+
+
+def softmax(src: Descriptor, dst: Descriptor, axis: int) -> Kernel:
+    """Divide exponentials by their sum along an axis."""
+    return Kernel(
+        "softmax_forward",
+        *(_engine(), _INFERENCE, _SOFTMAX, src.handle, dst.handle, axis),
+        attributes=_Attributes(),
+    )
+
+
+def reorder(src: Descriptor, dst: Descriptor, scales: Mapping[int, int] = {}) -> Kernel:
+    """Copy into another layout or data type, rounding to the nearest."""
+    return Kernel(
+        "reorder",
+        *(src.handle, _engine(), dst.handle, _engine()),
+        attributes=_Attributes(scales=scales),
+    )
+
+
+def _lengths(values: Sequence[int]) -> ctypes.Array:
+    return (c_int64 * len(values))(*values)
