@@ -7,6 +7,7 @@ needed give their memory to later ones, which finds it in the cache.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -112,22 +113,21 @@ class Plan:
         self.names: list[str] = []
         self._weights = weights
         self._dtype = dtype
-        self._constants = []
         self._placed: list[tuple[Memory, _Storage, int]] = []
         self._scratchpads: list[Memory] = []
-        self._tensors: dict[Value, _Tensor] = {}
         self._input = Memory(Descriptor(shape, F32, onednn.ABCD))
         image = _Tensor(shape, F32, self._input, None)
+        # The one value that no step computes is the image.
+        self._tensors: dict[Value, _Tensor] = defaultdict(lambda: image)
         steps = list(steps)
         self._readers = {}
         for position, step in enumerate(steps):
-            for value in (*step.inputs, *filter(None, [step.added])):
-                self._tensors.setdefault(value, image)
+            for value in (*step.inputs, step.added):
                 self._readers[value] = position
         for self._position, step in enumerate(steps):
             self._step = step
             result = _OPERATORS[step.op](
-                self, step, *map(self._tensors.get, step.inputs)
+                self, step, *(self._tensors[value] for value in step.inputs)
             )
             if isinstance(result, list):
                 for output, tensor in enumerate(result):
@@ -518,7 +518,7 @@ class Plan:
         return self._view(x.storage, dims, x.dtype, descriptor, x.scale, x.start)
 
     def _softmax(self, step: Step, x: _Tensor) -> _Tensor:
-        """Over axis 2 of (N, K, R, C); what comes out has R as its first axis."""
+        """Over axis 2 of (N, K, R, C); in memory R comes first in the result."""
         n, k, r, c = x.dims
         descriptor = Descriptor.strided(x.dims, F32, (k * c, c, n * k * c, 1))
         result = self._tensor(x.dims, F32, descriptor)
@@ -526,37 +526,36 @@ class Plan:
             kernel = partial(onednn.softmax, x.memory.descriptor, descriptor, 2)
             self._call(kernel, {onednn.SRC: x, onednn.DST: result})
             return result
-        # Of two it is a sigmoid, for which oneDNN has a fast kernel.
-        dims, strides = (n, k, 1, c), (k * r * c, r * c, c, 1)
-        halves = [
-            self._view(
-                *(x.storage, dims, F32, Descriptor.strided(dims, F32, strides)),
-                start=x.start + part * c * onednn.SIZES[F32],
-            )
-            for part in range(r)
-        ]
-        for part, weights in enumerate(self._split(step, result)):
-            this, other = halves[part], halves[1 - part]
-            kernel = partial(
-                onednn.binary,
-                onednn.SUBTRACT,
-                this.memory.descriptor,
-                other.memory.descriptor,
-                weights.memory.descriptor,
-                [PostOp("eltwise", onednn.SIGMOID)],
-            )
-            tensors = {onednn.SRC: this, onednn.SRC_1: other, onednn.DST: weights}
-            self._call(kernel, tensors)
+        # Of two it is a sigmoid, for which oneDNN has a fast kernel: row by row, as it
+        # wants its operands without gaps.
+        kernel = partial(
+            onednn.binary,
+            onednn.SUBTRACT,
+            *[Descriptor((1, c), F32, onednn.AB)] * 3,
+            [PostOp("eltwise", onednn.SIGMOID)],
+        )
+        for row in range(n * k):
+            logits = [self._row(x, 2 * row + part, c) for part in range(2)]
+            for part, (this, other) in enumerate((logits, logits[::-1])):
+                weights = self._row(result, part * n * k + row, c)
+                tensors = {onednn.SRC: this, onednn.SRC_1: other, onednn.DST: weights}
+                self._call(kernel, tensors)
         return result
 
+    def _row(self, x: _Tensor, row: int, length: int) -> _Tensor:
+        """A part of `x`, counted in parts of `length`."""
+        descriptor = Descriptor((1, length), F32, onednn.AB)
+        start = x.start + row * length * onednn.SIZES[F32]
+        return self._view(x.storage, (1, length), F32, descriptor, start=start)
+
     def _split(self, step: Step, x: _Tensor) -> list[_Tensor]:
-        """Along the axis that `_softmax` put first."""
+        """Along axis 2 of what `_softmax` gives, whose parts have no gaps."""
         n, k, r, c = x.dims
         dims = (n, k, 1, c)
         return [
             self._view(
                 *(x.storage, dims, F32, Descriptor(dims, F32, onednn.ABCD)),
-                start=part * n * k * c * onednn.SIZES[F32],
+                start=x.start + part * n * k * c * onednn.SIZES[F32],
             )
             for part in range(r)
         ]
