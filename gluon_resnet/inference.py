@@ -19,6 +19,7 @@ from mxnet.gluon import HybridBlock
 from gluon_resnet import _before_mxnet, onednn
 from gluon_resnet.errors import InputError
 from gluon_resnet.inference_graph import inference_graph
+from gluon_resnet.operators import plan_of
 from gluon_resnet.plan import Plan, Weights
 from gluon_resnet.steps import steps_of
 
@@ -146,7 +147,7 @@ class PlannedForm:
         self._shape = shape
 
     def _plan(self, count: int, image: list[int]) -> Plan:
-        return Plan(self._steps, self._weights, (count, *image), self._dtype)
+        return plan_of(self._steps, self._weights, (count, *image), self._dtype)
 
     def _run(self, images: int, logits: int) -> None:
         """Compute from address to address."""

@@ -34,6 +34,8 @@ class Step:
     """The names of weight and bias, where it has them."""
     added: Optional[Value] = None
     """What is added to the result."""
+    replaces_added: bool = True
+    """Whether no later step needs `added`, so that the result may take its place."""
     relu: bool = False
     limits: Optional[tuple[float, float]] = None
     """The range of the result, where it becomes int8."""
@@ -79,7 +81,15 @@ def steps_of(symbol: mx.sym.Symbol) -> list[Step]:
             step = replace(step, output=Value(user, 0))
             taken.add(user)
         steps.append(step)
-    return steps
+    last_reader = {
+        value: position
+        for position, step in enumerate(steps)
+        for value in (*step.inputs, step.added)
+    }
+    return [
+        replace(step, replaces_added=last_reader.get(step.added) == position)
+        for position, step in enumerate(steps)
+    ]
 
 
 def _inputs(nodes: list[dict], node: dict) -> list[Value]:

@@ -26,7 +26,8 @@ from gluon_resnet.errors import InputError
 from gluon_resnet.inference import check_precision, inference_form
 from gluon_resnet.inference_graph import inference_graph
 from gluon_resnet.loader import validation_batches
-from gluon_resnet.plan import Plan, Weights
+from gluon_resnet.operators import plan_of
+from gluon_resnet.plan import Weights
 from gluon_resnet.records import RecordFile
 from gluon_resnet.steps import steps_of
 
@@ -259,12 +260,11 @@ def test_one_form_serves_several_threads(model):
 def test_memory_of_a_tensor_is_given_on_and_never_shared(model):
     symbol, arguments, states = inference_graph(drawn("resnet50_v1d"))
     arrays = {n: array.asnumpy() for n, array in (arguments | states).items()}
-    plan = Plan(steps_of(symbol), Weights(arrays), (1, 3, 64, 64))
-    storages = {id(s): s for _, s, _ in plan._placed}.values()
-    for one, other in itertools.combinations(storages, 2):
+    plan = plan_of(steps_of(symbol), Weights(arrays), (1, 3, 64, 64))
+    for one, other in itertools.combinations(plan.storages, 2):
         if one.first <= other.last and other.first <= one.last:
             assert (
                 one.offset + one.nbytes <= other.offset
                 or other.offset + other.nbytes <= one.offset
             )
-    assert plan.nbytes < sum(storage.nbytes for storage in storages) / 4
+    assert plan.nbytes < sum(storage.nbytes for storage in plan.storages) / 4

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MXNet's operators as calls of oneDNN's kernels.
+
+Each function takes the plan, the step and its input tensors, appends the calls that
+compute the step, and returns the result.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import partial
+from math import prod
+from typing import Optional, Union
+
+import numpy as np
+
+from gluon_resnet import onednn
+from gluon_resnet.onednn import BF16, F32, S8, Descriptor, Memory, PostOp
+from gluon_resnet.plan import SCALE, Plan, Tensor, Weights, constant, int8_of
+from gluon_resnet.steps import Step, Value
+
+_RELU = PostOp("eltwise", onednn.RELU)
+
+
+def plan_of(
+    steps: Iterable[Step],
+    weights: Weights,
+    shape: tuple[int, int, int, int],
+    dtype: int = F32,
+) -> Plan:
+    """Return the plan that does `steps` for images of a shape (N, C, H, W).
+
+    dtype: of the maps, F32 or BF16; in int8 models of those that are not int8.
+    """
+    plan = Plan(weights, shape, dtype)
+    # The one value that no step computes is the image.
+    values: dict[Value, Tensor] = defaultdict(lambda: plan.image)
+    for step in steps:
+        inputs = [values[value] for value in step.inputs]
+        if step.added:
+            inputs.append(values[step.added])
+        result = _OPERATORS[step.op](plan, step, *inputs)
+        results = result if isinstance(result, list) else [result]
+        for output, tensor in enumerate(results):
+            values[step.output._replace(output=output)] = tensor
+    plan.finish(result)
+    return plan
+
+
+def _convolution(
+    plan: Plan, step: Step, x: Tensor, added: Optional[Tensor] = None
+) -> Tensor:
+    kernel_size, stride, padding = (
+        _pair(step.attrs[name]) for name in ("kernel", "stride", "pad")
+    )
+    groups = int(step.attrs["num_group"])
+    weight, scales = _weight(plan, step)
+    is_int8 = bool(scales)
+    if is_int8:
+        dtype, scale = int8_of(step.limits)
+        scales |= {onednn.SRC: x.scale, onednn.DST: scale}
+    else:
+        x = plan.converted(step.name, x, F32 if x.is_int8 else x.dtype)
+        dtype, scale = x.dtype, 1.0
+    size = (
+        (length + 2 * p - k) // s + 1
+        for length, p, k, s in zip(x.dims[2:], padding, kernel_size, stride)
+    )
+    dims = (x.dims[0], len(weight), *size)
+    post_ops = []
+    if added:
+        limits = step.limits if is_int8 else None
+        if not (is_int8 and added.is_int8):
+            added = plan.converted(step.name, added, dtype, limits)
+        if not step.replaces_added:
+            added = plan.copied(step.name, added)
+        post_ops.append(PostOp("sum", alpha=added.scale, dtype=added.dtype))
+        result = plan.view(added, dims, dtype=dtype, scale=scale)
+    else:
+        result = plan.tensor(dims, dtype, scale=scale)
+    if step.relu:
+        post_ops.append(_RELU)
+    layout = onednn.ABCD
+    if groups > 1:
+        layout = onednn.ABCDE
+        weight = weight.reshape(groups, -1, *weight.shape[1:])
+    bias = _bias(plan, step)
+    plan.call(
+        step.name,
+        partial(
+            onednn.convolution,
+            x.descriptor,
+            Descriptor(weight.shape, S8 if is_int8 else dtype, onednn.ANY),
+            bias and bias.descriptor,
+            result.descriptor,
+            stride=stride,
+            padding=padding,
+            post_ops=post_ops,
+        ),
+        {onednn.SRC: x, onednn.DST: result} | ({onednn.BIAS: bias} if bias else {}),
+        scales,
+        (step.arrays[0], weight, layout),
+    )
+    if dtype == F32 and prod(dims[2:]) > 1:
+        # The first one's image is float32 also where all other maps are not.
+        result = plan.converted(step.name, result, plan.dtype)
+    if step.limits:
+        return plan.converted(step.name, result, 0, step.limits)
+    return result
+
+
+def _weight(plan: Plan, step: Step) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """The weight of a step, and its scales where it is int8."""
+    arrays, name = plan.weights.arrays, step.arrays[0]
+    scale = arrays.get(name + SCALE)
+    return arrays[name], {} if scale is None else {onednn.WEIGHTS: scale}
+
+
+def _bias(plan: Plan, step: Step) -> Optional[Memory]:
+    if len(step.arrays) < 2:
+        return None
+    return constant(plan.weights.arrays[step.arrays[1]])
+
+
+def _fully_connected(plan: Plan, step: Step, x: Tensor) -> Tensor:
+    weight, scales = _weight(plan, step)
+    if scales:
+        scales[onednn.SRC] = x.scale
+    else:
+        x = plan.converted(step.name, x, F32)
+    flat = plan.view(x, x.dims[:2], layout=onednn.AB)
+    dims = (x.dims[0], len(weight))
+    result = plan.tensor(dims, F32, Descriptor(dims, F32, onednn.AB))
+    bias = _bias(plan, step)
+    plan.call(
+        step.name,
+        partial(
+            onednn.inner_product,
+            flat.descriptor,
+            Descriptor(weight.shape, S8 if scales else F32, onednn.ANY),
+            bias.descriptor,
+            result.descriptor,
+        ),
+        {onednn.SRC: flat, onednn.BIAS: bias, onednn.DST: result},
+        scales,
+        (step.arrays[0], weight, onednn.AB),
+    )
+    return result
+
+
+def _pooling(plan: Plan, step: Step, x: Tensor) -> Tensor:
+    attrs = step.attrs
+    size = x.dims[2:]
+    if attrs.get("global_pool") == "True":
+        kernel_size, stride, before, outcome = size, (1, 1), (0, 0), (1, 1)
+    else:
+        kernel_size, stride, before = (
+            _pair(attrs[name]) for name in ("kernel", "stride", "pad")
+        )
+        # "full" takes a last, incomplete window, too.
+        more = [s - 1 if attrs["pooling_convention"] == "full" else 0 for s in stride]
+        outcome = tuple(
+            (length + 2 * p - k + m) // s + 1
+            for length, p, k, m, s in zip(size, before, kernel_size, more, stride)
+        )
+    after = tuple(
+        (o - 1) * s + k - length - p
+        for o, s, k, length, p in zip(outcome, stride, kernel_size, size, before)
+    )
+    algorithm = onednn.AVERAGE_WITH_PADDING
+    if attrs["pool_type"] == "max":
+        algorithm = onednn.MAX_POOLING
+    elif attrs.get("count_include_pad") == "False":
+        algorithm = onednn.AVERAGE_WITHOUT_PADDING
+    result = plan.tensor((*x.dims[:2], *outcome), x.dtype, scale=x.scale)
+    kernel = partial(
+        onednn.pooling,
+        x.descriptor,
+        result.descriptor,
+        algorithm=algorithm,
+        kernel=kernel_size,
+        stride=stride,
+        padding=(before, after),
+    )
+    plan.call(step.name, kernel, {onednn.SRC: x, onednn.DST: result})
+    if x.dtype == BF16 and outcome == (1, 1):
+        # What follows, attention or the classifier, is in float32: it is cheap.
+        return plan.converted(step.name, result, F32)
+    return result
+
+
+def _binary(
+    algorithm: int,
+    plan: Plan,
+    step: Step,
+    x: Tensor,
+    y: Tensor,
+    added: Optional[Tensor] = None,
+) -> Tensor:
+    dtype, scale = x.dtype, 1.0
+    tensors, post_ops = {}, []
+    if added:
+        tensors[onednn.operand_of(0)] = added
+        post_ops.append(PostOp("binary", onednn.ADD, other=added.descriptor))
+    if step.relu:
+        post_ops.append(_RELU)
+    if step.limits:
+        dtype, scale = int8_of(step.limits)
+        post_ops.append(PostOp("eltwise", onednn.LINEAR, alpha=1 / scale))
+    result = plan.tensor(x.dims, dtype, scale=scale)
+    kernel = partial(
+        onednn.binary,
+        *(algorithm, x.descriptor, y.descriptor, result.descriptor, post_ops),
+    )
+    tensors |= {onednn.SRC: x, onednn.SRC_1: y, onednn.DST: result}
+    plan.call(step.name, kernel, tensors)
+    return result
+
+
+def _batch_norm(plan: Plan, step: Step, x: Tensor) -> Tensor:
+    """That of the image: all others are convolutions by now."""
+    gamma, beta, mean, variance = (plan.weights.arrays[n] for n in step.arrays)
+    factor = 1 / np.sqrt(variance + float(step.attrs["eps"]))
+    if step.attrs["fix_gamma"] != "True":
+        factor = factor * gamma
+    factor, shift = (
+        constant(values, onednn.ACDB, (1, len(factor), 1, 1))
+        for values in (factor, beta - mean * factor)
+    )
+    x = plan.converted(step.name, x, F32)
+    result = plan.tensor(x.dims, F32)
+    kernel = partial(
+        onednn.binary,
+        onednn.MULTIPLY,
+        x.descriptor,
+        factor.descriptor,
+        result.descriptor,
+        [PostOp("binary", onednn.ADD, other=shift.descriptor)],
+    )
+    tensors = {onednn.SRC: x, onednn.SRC_1: factor, onednn.DST: result}
+    plan.call(step.name, kernel, tensors | {onednn.operand_of(0): shift})
+    return result
+
+
+def _eltwise(algorithm: int, plan: Plan, step: Step, x: Tensor) -> Tensor:
+    result = plan.tensor(x.dims, x.dtype, x.descriptor, x.scale)
+    kernel = partial(onednn.eltwise, algorithm, x.descriptor)
+    plan.call(step.name, kernel, {onednn.SRC: x, onednn.DST: result})
+    return result
+
+
+def _flatten(plan: Plan, step: Step, x: Tensor) -> Tensor:
+    """Nothing to do: the pooled map is (N, C, 1, 1)."""
+    return x
+
+
+def _dequantize(plan: Plan, step: Step, x: Tensor) -> Tensor:
+    return plan.converted(step.name, x, F32)
+
+
+def _quantize(plan: Plan, step: Step, x: Tensor) -> Tensor:
+    return plan.converted(step.name, x, 0, step.limits)
+
+
+def _reshape(plan: Plan, step: Step, x: Tensor) -> Tensor:
+    """Of tensors without pixels, which are the same in NCHW and NHWC."""
+    shape = [int(n) for n in step.attrs["shape"].strip("()").split(",")]
+    dims = [old if new == 0 else new for new, old in zip(shape, x.dims)]
+    dims += shape[len(dims) :]
+    rest = prod(x.dims) // -prod(dims)
+    dims = [rest if length == -1 else length for length in dims]
+    return plan.view(x, dims, layout=onednn.ABCD)
+
+
+def _softmax(plan: Plan, step: Step, x: Tensor) -> Tensor:
+    """Over axis 2 of (N, K, R, C); in memory R comes first in the result."""
+    n, k, r, c = x.dims
+    descriptor = Descriptor.strided(x.dims, F32, (k * c, c, n * k * c, 1))
+    result = plan.tensor(x.dims, F32, descriptor)
+    if r != 2:
+        kernel = partial(onednn.softmax, x.descriptor, descriptor, 2)
+        plan.call(step.name, kernel, {onednn.SRC: x, onednn.DST: result})
+        return result
+    # Of two it is a sigmoid, for which oneDNN has a fast kernel: row by row, as it
+    # wants its operands without gaps.
+    kernel = partial(
+        onednn.binary,
+        onednn.SUBTRACT,
+        *[Descriptor((1, c), F32, onednn.AB)] * 3,
+        [PostOp("eltwise", onednn.SIGMOID)],
+    )
+
+    def part(of: Tensor, number: int) -> Tensor:
+        return plan.view(of, (1, c), layout=onednn.AB, start=number * c)
+
+    for row in range(n * k):
+        logits = part(x, 2 * row), part(x, 2 * row + 1)
+        for number, (this, other) in enumerate((logits, logits[::-1])):
+            weights = part(result, number * n * k + row)
+            tensors = {onednn.SRC: this, onednn.SRC_1: other, onednn.DST: weights}
+            plan.call(step.name, kernel, tensors)
+    return result
+
+
+def _split(plan: Plan, step: Step, x: Tensor) -> list[Tensor]:
+    """Along axis 2 of what `_softmax` gives, whose parts have no gaps."""
+    n, k, r, c = x.dims
+    length = n * k * c
+    return [
+        plan.view(x, (n, k, 1, c), layout=onednn.ABCD, start=part * length)
+        for part in range(r)
+    ]
+
+
+def _pair(text: str) -> tuple[int, int]:
+    height, width = text.strip("()").split(",")
+    return int(height), int(width)
+
+
+_OPERATORS: dict[str, Callable[..., Union[Tensor, list[Tensor]]]] = {
+    "Activation": partial(_eltwise, onednn.RELU),
+    "BatchNorm": _batch_norm,
+    "Convolution": _convolution,
+    "Flatten": _flatten,
+    "FullyConnected": _fully_connected,
+    "Pooling": _pooling,
+    "Reshape": _reshape,
+    "SliceChannel": _split,
+    "_contrib_dequantize": _dequantize,
+    "_contrib_quantize_v2": _quantize,
+    "broadcast_mul": partial(_binary, onednn.MULTIPLY),
+    "elemwise_add": partial(_binary, onednn.ADD),
+    "sigmoid": partial(_eltwise, onednn.SIGMOID),
+    "softmax": _softmax,
+}
