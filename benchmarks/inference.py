@@ -76,6 +76,7 @@ GROWTH_MODEL, GROWTH_BATCHES = "resnet50_v1b", (1, 2, 4, 8, 16, 32, 64)
 # Too slow to be compiled for each batch, or to be of interest.
 NOT_IN_GROWTH = ("GluonCV", "PyTorch eager", "PyTorch autocast", "PyTorch compile")
 STARTS = 3
+MXNET_PACKAGES = ("mxnet", "onednn-cpu-gomp", "gluoncv")
 PEERS_PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "nncf")
 
 # Sends a command to a side and returns its answer.
@@ -298,7 +299,7 @@ def machine(peers_python: Optional[Path]) -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "system": platform.platform(),
         "python": platform.python_version(),
-        **{package: version(package) for package in ("mxnet", "gluoncv")},
+        **{package: version(package) for package in MXNET_PACKAGES},
     }
     if peers_python:
         code = (

@@ -7,6 +7,7 @@ its share for itself: none waits for another, and what it works on fits into its
 
 import ctypes
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -98,13 +99,17 @@ class PlannedForm:
         self._lock = threading.Lock()
 
     def __call__(self, images: mx.nd.NDArray) -> mx.nd.NDArray:
-        """Return logits (N, classes), computed when this returns."""
+        """Return logits (N, classes), computed when this returns.
+
+        Raises InputError for images of a shape that the network does not take.
+        """
         if images.dtype != np.float32:
             images = images.astype("float32")
         with self._lock:
             if images.shape != self._shape:
                 self._make_plans(images.shape)
-            logits = mx.nd.empty((len(images), self._num_classes))
+            shape = (len(images), self._num_classes)
+            logits = mx.nd.empty(shape, ctx=images.context)
             self._run(_address(images), _address(logits))
         return logits
 
@@ -126,16 +131,10 @@ class PlannedForm:
         self._shape = None  # Where memory ends, the next call begins anew.
         self._plans = []
         self._share, self._rest = divmod(count, self._cores)
-        if self._cores == 1:
-            self._share, self._rest = 0, count
-        self._at_a_time = 1
         if self._share:
-            most = max(1, _PIXELS_AT_A_TIME // (image[1] * image[2]))
-            self._at_a_time = max(
-                n
-                for n in range(1, self._share + 1)
-                if self._share % n == 0 and n <= most
-            )
+            most = max(1, _PIXELS_AT_A_TIME // math.prod(image[1:]))
+            sizes = range(min(most, self._share), 0, -1)
+            self._at_a_time = next(n for n in sizes if self._share % n == 0)
             self._plans = [
                 self._pool.submit(self._plan, self._at_a_time, image).result()
                 for _ in range(self._cores)
@@ -143,11 +142,18 @@ class PlannedForm:
         if self._rest:
             self._plans.append(self._plan(self._rest, image))
         self._num_classes = self._plans[0].num_classes
-        self._image_bytes = 4 * int(np.prod(image))
+        self._image_bytes = 4 * math.prod(image)
         self._shape = shape
 
     def _plan(self, count: int, image: list[int]) -> Plan:
-        return plan_of(self._steps, self._weights, (count, *image), self._dtype)
+        shape = (count, *image)
+        try:
+            return plan_of(self._steps, self._weights, shape, self._dtype)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(
+                f"images of shape {shape} do not fit this network ({error}); give "
+                "(N, C, H, W) with its number of channels and some pixels more"
+            ) from error
 
     def _run(self, images: int, logits: int) -> None:
         """Compute from address to address."""

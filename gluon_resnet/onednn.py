@@ -17,8 +17,8 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 # Data types.
-BF16, F32, S32, S8, U8 = 2, 3, 4, 5, 6
-SIZES = {BF16: 2, F32: 4, S32: 4, S8: 1, U8: 1}
+BF16, F32, S8, U8 = 2, 3, 5, 6
+SIZES = {BF16: 2, F32: 4, S8: 1, U8: 1}
 # Layouts: as the kernel likes it best, vector, matrix, NCHW, GNCHW, NHWC.
 ANY, A, AB, ABCD, ABCDE, ACDB = 1, 2, 3, 5, 6, 22
 # Arguments of a kernel.
@@ -32,10 +32,7 @@ MAX_POOLING, AVERAGE_WITH_PADDING, AVERAGE_WITHOUT_PADDING = 0x1FF, 0x2FF, 0x3FF
 _CONVOLUTION_DIRECT, _SOFTMAX = 1, 0x30000
 
 _INFERENCE = 96
-_QUERY_KERNEL_NAME, _QUERY_SRC, _QUERY_WEIGHTS, _QUERY_DST, _QUERY_SCRATCHPAD = (
-    *(8, 129, 131, 133),
-    136,
-)
+_QUERY_KERNEL_NAME, _QUERY_WEIGHTS, _QUERY_SCRATCHPAD = 8, 131, 136
 # As dnnl_cpu_isa_t has them, the newest first; each has the bits of those before it.
 _INSTRUCTIONS = {
     0x1FEF: "AVX-512 with AMX and its fp16",
@@ -236,11 +233,6 @@ class Kernel:
             *(self._description.handle, _QUERY_KERNEL_NAME, 0, byref(name)),
         )
         return name.value.decode()
-
-    @property
-    def src(self) -> Descriptor:
-        """The layout that the kernel wants its input in."""
-        return self._query(_QUERY_SRC)
 
     @property
     def weights(self) -> Descriptor:

@@ -248,6 +248,15 @@ def test_images_of_another_type_are_taken(model):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 28, 28), (28, 28)])
+def test_images_that_do_not_fit_are_refused_and_others_still_taken(model, shape):
+    fitting = mx.nd.array(draw_images((2, 3, 28, 28)))
+    expected = model.forward(fitting).asnumpy()
+    with pytest.raises(InputError, match="do not fit this network"):
+        model.forward(mx.nd.zeros(shape))
+    np.testing.assert_array_equal(model.forward(fitting).asnumpy(), expected)
+
+
 def test_one_form_serves_several_threads(model):
     batches = [mx.nd.array(draw_images((n, 3, 28, 28))) for n in (1, 4, 2, 5)] * 5
     expected = [model.forward(images).asnumpy() for images in batches]
