@@ -30,9 +30,9 @@ Forward = Callable[[mx.nd.NDArray], mx.nd.NDArray]
 
 PRECISIONS = ("fp32", "bf16", "int8")
 
-# Pixels of the images that a core computes at a time: two of 224 x 224. One makes less
-# of the weights that are fetched for it, four are too much for the cache.
-_PIXELS_AT_A_TIME = 2 * 224 * 224
+# Images of 224 x 224 that a core computes at a time, of smaller ones as many more. Fewer
+# make less of the weights that are fetched for them, more are too much for the cache.
+_AT_A_TIME = {"fp32": 2, "bf16": 4, "int8": 4}
 
 
 def check_precision(precision: str, ctx: mx.Context) -> None:
@@ -93,6 +93,7 @@ class PlannedForm:
         self._steps = steps_of(symbol)
         self._weights = Weights(arrays)
         self._dtype = onednn.BF16 if precision == "bf16" else onednn.F32
+        self._pixels_at_a_time = _AT_A_TIME[precision] * 224 * 224
         self._cores = openmp().omp_get_max_threads()
         self._pool = ThreadPoolExecutor(self._cores, initializer=_work_alone)
         self._shape = None
@@ -132,8 +133,8 @@ class PlannedForm:
         self._plans = []
         self._share, self._rest = divmod(count, self._cores)
         if self._share:
-            most = max(1, _PIXELS_AT_A_TIME // math.prod(image[1:]))
-            sizes = range(min(most, self._share), 0, -1)
+            most = int(self._pixels_at_a_time / math.prod(image[1:]))
+            sizes = range(min(max(most, 1), self._share), 0, -1)
             self._at_a_time = next(n for n in sizes if self._share % n == 0)
             self._plans = [
                 self._pool.submit(self._plan, self._at_a_time, image).result()

@@ -10,7 +10,7 @@ import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
 from ctypes import byref, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, files
 from typing import NamedTuple, Optional
 
@@ -109,7 +109,6 @@ def library() -> ctypes.CDLL:
     loaded.dnnl_memory_desc_get_size.restype = c_size_t
     loaded.dnnl_primitive_desc_query_md.restype = c_void_p
     loaded.dnnl_primitive_desc_query_md.argtypes = [c_void_p, c_int, c_int]
-    loaded.dnnl_primitive_execute.argtypes = [c_void_p, c_void_p, c_int, c_void_p]
     loaded.dnnl_memory_set_data_handle.argtypes = [c_void_p, c_void_p]
     return loaded
 
@@ -265,15 +264,14 @@ class Call:
             *(_Argument(index, memory.handle) for index, memory in arguments.items())
         )
         # Everything looked up beforehand: small networks notice microseconds.
-        self._execute = library().dnnl_primitive_execute
-        self._arguments = (
-            *(kernel._primitive.handle, _stream(), len(array)),
-            array,
+        self._execute = partial(
+            library().dnnl_primitive_execute,
+            *(kernel._primitive.handle, _stream(), len(array), array),
         )
 
     def __call__(self) -> None:
         """Run the kernel; RuntimeError where it cannot."""
-        if status := self._execute(*self._arguments):
+        if status := self._execute():
             raise RuntimeError(f"oneDNN: {self.kernel.name}: {_STATUS[status]}")
 
 
