@@ -30,8 +30,8 @@ Forward = Callable[[mx.nd.NDArray], mx.nd.NDArray]
 
 PRECISIONS = ("fp32", "bf16", "int8")
 
-# Images of 224 x 224 that a core computes at a time, of smaller ones as many more. Fewer
-# make less of the weights that are fetched for them, more are too much for the cache.
+# Images of 224 x 224 that a core computes at a time; of smaller ones more. Fewer make
+# less of the weights that are fetched for them, more are too much for the cache.
 _AT_A_TIME = {"fp32": 2, "bf16": 4, "int8": 4}
 
 
