@@ -95,7 +95,12 @@ class PlannedForm:
         self._dtype = onednn.BF16 if precision == "bf16" else onednn.F32
         self._pixels_at_a_time = _AT_A_TIME[precision] * 224 * 224
         self._cores = openmp().omp_get_max_threads()
-        self._pool = ThreadPoolExecutor(self._cores, initializer=_work_alone)
+        # One of them to each core: Linux may wake two on the same one and leave them.
+        cpus = sorted(_before_mxnet.CPUS)
+        places = iter([cpus[core :: self._cores] for core in range(self._cores)])
+        self._pool = ThreadPoolExecutor(
+            self._cores, initializer=lambda: _work_alone(next(places))
+        )
         self._shape = None
         self._lock = threading.Lock()
 
@@ -127,7 +132,7 @@ class PlannedForm:
         return self._pool.submit(plan.measure, rounds).result()
 
     def _make_plans(self, shape: tuple[int, int, int, int]) -> None:
-        """Give `self._share` images to each core and the rest to all together."""
+        """Plan for `self._share` images a core, and for the rest to all together."""
         count, *image = shape
         self._shape = None  # Where memory ends, the next call begins anew.
         self._plans = []
@@ -165,15 +170,17 @@ class PlannedForm:
                 logits + first * self._num_classes * 4,
             )
 
-        def run_share(core: int) -> None:
-            first = core * self._share
-            for part in range(first, first + self._share, self._at_a_time):
-                run(self._plans[core], part)
-
+        shared = self._cores * self._share
         if self._share:
-            list(self._pool.map(run_share, range(self._cores)))
+            parts = iter(range(0, shared, self._at_a_time))
+
+            def run_parts(plan: Plan) -> None:
+                for first in parts:  # that no other core has taken
+                    run(plan, first)
+
+            list(self._pool.map(run_parts, self._plans[: self._cores]))
         if self._rest:
-            run(self._plans[-1], self._cores * self._share)
+            run(self._plans[-1], shared)
 
 
 def openmp() -> ctypes.CDLL:
@@ -181,11 +188,11 @@ def openmp() -> ctypes.CDLL:
     return ctypes.CDLL("libgomp.so.1")
 
 
-def _work_alone() -> None:
-    """Make the calling thread one whose kernels ask OpenMP for no other."""
+def _work_alone(cpus: list[int]) -> None:
+    """Make the calling thread one that stays on `cpus` and asks OpenMP for no other."""
     openmp().omp_set_num_threads(1)
-    # Of the thread that started this one it has the core that OpenMP may have bound.
-    os.sched_setaffinity(0, _before_mxnet.CPUS)
+    if cpus:
+        os.sched_setaffinity(0, cpus)
 
 
 def _address(array: mx.nd.NDArray) -> int:
