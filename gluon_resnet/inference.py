@@ -95,7 +95,7 @@ class PlannedForm:
         self._dtype = onednn.BF16 if precision == "bf16" else onednn.F32
         self._pixels_at_a_time = _AT_A_TIME[precision] * 224 * 224
         self._cores = openmp().omp_get_max_threads()
-        # One of them to each core: Linux may wake two on the same one and leave them.
+        # One to each core, whatever core the thread is bound to that starts them.
         cpus = sorted(_before_mxnet.CPUS)
         places = iter([cpus[core :: self._cores] for core in range(self._cores)])
         self._pool = ThreadPoolExecutor(
