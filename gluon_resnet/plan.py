@@ -81,12 +81,12 @@ class Weights:
                 Descriptor(array.shape, dtype, layout), np.ascontiguousarray(array)
             )
             kernel = onednn.reorder(plain.descriptor, wanted)
-            scratchpad = Memory(kernel.scratchpad, _aligned(kernel.scratchpad.nbytes))
+            scratchpad = kernel.scratchpad
             kernel.bind(
                 {
                     onednn.SRC: plain,
                     onednn.DST: kept,
-                    onednn.SCRATCHPAD: scratchpad,
+                    onednn.SCRATCHPAD: Memory(scratchpad, _aligned(scratchpad.nbytes)),
                 }
             )()
             self.packed[name] = kept
@@ -253,8 +253,9 @@ class Plan:
             memories[argument] = tensor
         if weight:
             memories[onednn.WEIGHTS] = self.weights.get(*weight, kernel.weights)
-        if kernel.scratchpad.nbytes:
-            memory = Memory(kernel.scratchpad)
+        scratchpad = kernel.scratchpad
+        if scratchpad.nbytes:
+            memory = Memory(scratchpad)
             self._scratchpads.append(memory)
             memories[onednn.SCRATCHPAD] = memory
         self._calls.append((layer, kernel.bind(memories)))
