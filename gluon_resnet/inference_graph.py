@@ -7,6 +7,7 @@ along, and int8 need not be left for fp32 and back. Exact: the graph answers as 
 """
 
 import json
+from functools import partial
 
 import mxnet as mx
 from mxnet.gluon import HybridBlock
@@ -37,6 +38,7 @@ def inference_graph(net: HybridBlock) -> tuple[mx.sym.Symbol, Arrays, Arrays]:
     _norms_as_convolutions(nodes, arguments, states)
     _splits_as_convolutions(nodes, arguments)
     _products_as_broadcasts(nodes)
+    _pairs_as_differences(nodes, arguments)
     # MXNet takes the nodes in any order and leaves those out that are of no use now.
     graph["arg_nodes"] = [i for i, node in enumerate(nodes) if node["op"] == "null"]
     graph["node_row_ptr"] = list(range(len(nodes) + 1))
@@ -74,9 +76,7 @@ def _splits_as_convolutions(nodes: list[dict], arguments: Arrays):
     layout. Radix part r depends on the r-th part of each of these layers alone.
     """
 
-    def add(op: str, name: str, inputs: list, **attrs) -> list:
-        nodes.append({"op": op, "name": name, "inputs": inputs, "attrs": attrs})
-        return [len(nodes) - 1, 0, 0]
+    add = partial(_added, nodes)
 
     def part(node: dict, source: list, radix: int, of: int, grouped: bool) -> list:
         """Append the `radix`-th part of a layer, on top of `source`."""
@@ -120,6 +120,50 @@ def _products_as_broadcasts(nodes: list[dict]):
             product = nodes[spread["inputs"][0][0]]
             weights = nodes[product["inputs"][0][0]]  # (N, C, 1, 1) as (N * C, 1)
             node["op"], node["inputs"][1] = "broadcast_mul", weights["inputs"][0]
+
+
+def _pairs_as_differences(nodes: list[dict], arguments: Arrays):
+    """Weight the two parts of a split attention of radix 2 in one pass over them.
+
+    The weights are a softmax of two logits, so sigmoid(a - b) and 1 less that: of
+    parts x and y the sum is y + sigmoid(a - b) * (x - y). The layer that computes the
+    logits computes their difference.
+    """
+
+    def input_of(node: dict, number: int = 0) -> dict:
+        return nodes[node["inputs"][number][0]]
+
+    add = partial(_added, nodes)
+    for node in list(nodes):
+        products = [nodes[i[0]] for i in node["inputs"]]
+        if [product["op"] for product in products] != ["broadcast_mul"] * 2:
+            continue
+        split = input_of(input_of(products[0], 1))
+        if split.get("attrs", {}).get("num_outputs") != "2":
+            continue
+        logits = input_of(input_of(split))  # (N, K, 2, C)
+        layer = input_of(logits)  # (N, K * 2 * C, 1, 1)
+        groups = int(layer["attrs"]["num_group"])
+        for array, *_ in layer["inputs"][1:]:
+            name = nodes[array]["name"]
+            shape = arguments[name].shape
+            pairs = arguments[name].reshape((groups, 2, -1))
+            difference = pairs[:, 0] - pairs[:, 1]
+            arguments[name] = difference.reshape((shape[0] // 2, *shape[1:]))
+        filters = int(layer["attrs"]["num_filter"]) // 2
+        layer["attrs"]["num_filter"] = str(filters)
+        first, second = (product["inputs"][0] for product in products)
+        weight = add("sigmoid", split["name"], logits["inputs"][:1])
+        name = node["name"]
+        change = add("elemwise_sub", f"{name}_difference", [first, second])
+        change = add("broadcast_mul", f"{name}_change", [weight, change])
+        node["inputs"] = [change, second]
+
+
+def _added(nodes: list[dict], op: str, name: str, inputs: list, **attrs) -> list:
+    """Append a node and return its output."""
+    nodes.append({"op": op, "name": name, "inputs": inputs, "attrs": attrs})
+    return [len(nodes) - 1, 0, 0]
 
 
 def _chosen(arrays: Arrays, symbol: mx.sym.Symbol) -> Arrays:

@@ -18,7 +18,13 @@ from gluon_resnet.onednn import BF16, F32, S8, Descriptor, Memory, PostOp
 from gluon_resnet.plan import SCALE, Plan, Tensor, Weights, constant, int8_of
 from gluon_resnet.steps import Step, Value
 
-_RELU = PostOp("eltwise", onednn.RELU)
+_ACTIVATIONS = {
+    "relu": PostOp("eltwise", onednn.RELU),
+    "sigmoid": PostOp("eltwise", onednn.SIGMOID),
+}
+# From so many channels on oneDNN's product is faster than its depthwise convolution: in
+# int8, where the latter turns each element into 32 bits and back (AVX-512).
+_MANY_CHANNELS = 256
 
 
 def plan_of(
@@ -36,8 +42,7 @@ def plan_of(
     values: dict[Value, Tensor] = defaultdict(lambda: plan.image)
     for step in steps:
         inputs = [values[value] for value in step.inputs]
-        if step.added:
-            inputs.append(values[step.added])
+        inputs += [values[value] for value in (step.factor, step.added) if value]
         result = _OPERATORS[step.op](plan, step, *inputs)
         results = result if isinstance(result, list) else [result]
         for output, tensor in enumerate(results):
@@ -55,12 +60,18 @@ def _convolution(
     groups = int(step.attrs["num_group"])
     weight, scales = _weight(plan, step)
     is_int8 = bool(scales)
+    if is_int8 and groups >= _MANY_CHANNELS and weight.shape[1:] == (1, 1, 1):
+        return _int8_norm(plan, step, x)
+    # Where no step takes the result as int8, it is float32.
+    to_int8 = is_int8 and step.limits is not None
+    dtype, scale = int8_of(step.limits) if to_int8 else (F32, 1.0)
     if is_int8:
-        dtype, scale = int8_of(step.limits)
-        scales |= {onednn.SRC: x.scale, onednn.DST: scale}
+        scales[onednn.SRC] = x.scale
+        if to_int8:
+            scales[onednn.DST] = scale
     else:
         x = plan.converted(step.name, x, F32 if x.is_int8 else x.dtype)
-        dtype, scale = x.dtype, 1.0
+        dtype = x.dtype
     size = (
         (length + 2 * p - k) // s + 1
         for length, p, k, s in zip(x.dims[2:], padding, kernel_size, stride)
@@ -68,8 +79,8 @@ def _convolution(
     dims = (x.dims[0], len(weight), *size)
     post_ops = []
     if added:
-        limits = step.limits if is_int8 else None
-        if not (is_int8 and added.is_int8):
+        if not (to_int8 and added.is_int8):
+            limits = step.limits if to_int8 else None
             added = plan.converted(step.name, added, dtype, limits)
         if not step.replaces_added:
             added = plan.copied(step.name, added)
@@ -77,8 +88,8 @@ def _convolution(
         result = plan.view(added, dims, dtype=dtype, scale=scale)
     else:
         result = plan.tensor(dims, dtype, scale=scale)
-    if step.relu:
-        post_ops.append(_RELU)
+    if step.activation:
+        post_ops.append(_ACTIVATIONS[step.activation])
     layout = onednn.ABCD
     if groups > 1:
         layout = onednn.ABCDE
@@ -104,8 +115,18 @@ def _convolution(
         # The first one's image is float32 also where all other maps are not.
         result = plan.converted(step.name, result, plan.dtype)
     if step.limits:
-        return plan.converted(step.name, result, 0, step.limits)
+        result = plan.converted(step.name, result, 0, step.limits)
     return result
+
+
+def _int8_norm(plan: Plan, step: Step, x: Tensor) -> Tensor:
+    """A depthwise convolution of one pixel, as a product and a sum."""
+    weight, scales = _weight(plan, step)
+    shift = plan.weights.arrays[step.arrays[1]]
+    dtype, scale = int8_of(step.limits)
+    factor = weight.ravel() * scales[onednn.WEIGHTS] * (x.scale / scale)
+    result = plan.tensor(x.dims, dtype, scale=scale)
+    return _scaled(plan, step, x, factor, shift / scale, result)
 
 
 def _weight(plan: Plan, step: Step) -> tuple[np.ndarray, dict[int, np.ndarray]]:
@@ -196,17 +217,11 @@ def _binary(
     y: Tensor,
     added: Optional[Tensor] = None,
 ) -> Tensor:
-    dtype, scale = x.dtype, 1.0
     tensors, post_ops = {}, []
     if added:
         tensors[onednn.operand_of(0)] = added
         post_ops.append(PostOp("binary", onednn.ADD, other=added.descriptor))
-    if step.relu:
-        post_ops.append(_RELU)
-    if step.limits:
-        dtype, scale = int8_of(step.limits)
-        post_ops.append(PostOp("eltwise", onednn.LINEAR, alpha=1 / scale))
-    result = plan.tensor(x.dims, dtype, scale=scale)
+    result = _result_like(plan, step, x, post_ops)
     kernel = partial(
         onednn.binary,
         *(algorithm, x.descriptor, y.descriptor, result.descriptor, post_ops),
@@ -216,25 +231,81 @@ def _binary(
     return result
 
 
+def _difference(
+    plan: Plan, step: Step, x: Tensor, y: Tensor, factor: Tensor, added: Tensor
+) -> Tensor:
+    """(x - y) * factor + added, whose factor (N, C, 1, 1) is for all pixels."""
+    # Image by image: for a factor that depends on the image oneDNN has no fast kernel.
+    image = (1, *x.dims[1:])
+    channels = (1, x.dims[1], 1, 1)
+    post_ops = [
+        PostOp("binary", onednn.MULTIPLY, other=Descriptor(channels, factor.dtype)),
+        PostOp("binary", onednn.ADD, other=Descriptor(image, added.dtype)),
+    ]
+    result = _result_like(plan, step, x, post_ops)
+    kernel = partial(
+        onednn.binary,
+        onednn.SUBTRACT,
+        *(Descriptor(image, tensor.dtype) for tensor in (x, y, result)),
+        post_ops,
+    )
+    for number in range(x.dims[0]):
+        tensors = {
+            argument: plan.view(tensor, dims, start=number * prod(dims))
+            for argument, tensor, dims in (
+                (onednn.SRC, x, image),
+                (onednn.SRC_1, y, image),
+                (onednn.operand_of(0), factor, channels),
+                (onednn.operand_of(1), added, image),
+                (onednn.DST, result, image),
+            )
+        }
+        plan.call(step.name, kernel, tensors)
+    return result
+
+
+def _result_like(plan: Plan, step: Step, x: Tensor, post_ops: list[PostOp]) -> Tensor:
+    """A tensor for a step's result, and the post-ops that the step ends in."""
+    dtype, scale = x.dtype, 1.0
+    if step.activation:
+        post_ops.append(_ACTIVATIONS[step.activation])
+    if step.limits:
+        dtype, scale = int8_of(step.limits)
+        post_ops.append(PostOp("eltwise", onednn.LINEAR, alpha=1 / scale))
+    return plan.tensor(x.dims, dtype, scale=scale)
+
+
 def _batch_norm(plan: Plan, step: Step, x: Tensor) -> Tensor:
     """That of the image: all others are convolutions by now."""
     gamma, beta, mean, variance = (plan.weights.arrays[n] for n in step.arrays)
     factor = 1 / np.sqrt(variance + float(step.attrs["eps"]))
     if step.attrs["fix_gamma"] != "True":
         factor = factor * gamma
+    # In NCHW, as it comes: of three channels side by side a register takes no more.
+    result = plan.tensor(x.dims, F32, x.descriptor)
+    return _scaled(plan, step, x, factor, beta - mean * factor, result, onednn.ABCD)
+
+
+def _scaled(
+    plan: Plan,
+    step: Step,
+    x: Tensor,
+    factor: np.ndarray,
+    shift: np.ndarray,
+    result: Tensor,
+    layout: int = onednn.ACDB,
+) -> Tensor:
+    """Multiply by a factor and add a shift for each channel, and do the step's ReLU."""
     factor, shift = (
-        constant(values, onednn.ACDB, (1, len(factor), 1, 1))
-        for values in (factor, beta - mean * factor)
+        constant(values, layout, (1, len(values), 1, 1)) for values in (factor, shift)
     )
-    x = plan.converted(step.name, x, F32)
-    result = plan.tensor(x.dims, F32)
+    post_ops = [PostOp("binary", onednn.ADD, other=shift.descriptor)]
+    if step.activation:
+        post_ops.append(_ACTIVATIONS[step.activation])
     kernel = partial(
         onednn.binary,
-        onednn.MULTIPLY,
-        x.descriptor,
-        factor.descriptor,
-        result.descriptor,
-        [PostOp("binary", onednn.ADD, other=shift.descriptor)],
+        *(onednn.MULTIPLY, x.descriptor, factor.descriptor),
+        *(result.descriptor, post_ops),
     )
     tensors = {onednn.SRC: x, onednn.SRC_1: factor, onednn.DST: result}
     plan.call(step.name, kernel, tensors | {onednn.operand_of(0): shift})
@@ -273,31 +344,11 @@ def _reshape(plan: Plan, step: Step, x: Tensor) -> Tensor:
 
 def _softmax(plan: Plan, step: Step, x: Tensor) -> Tensor:
     """Over axis 2 of (N, K, R, C); in memory R comes first in the result."""
-    n, k, r, c = x.dims
+    n, k, _, c = x.dims
     descriptor = Descriptor.strided(x.dims, F32, (k * c, c, n * k * c, 1))
     result = plan.tensor(x.dims, F32, descriptor)
-    if r != 2:
-        kernel = partial(onednn.softmax, x.descriptor, descriptor, 2)
-        plan.call(step.name, kernel, {onednn.SRC: x, onednn.DST: result})
-        return result
-    # Of two it is a sigmoid, for which oneDNN has a fast kernel: row by row, as it
-    # wants its operands without gaps.
-    kernel = partial(
-        onednn.binary,
-        onednn.SUBTRACT,
-        *[Descriptor((1, c), F32, onednn.AB)] * 3,
-        [PostOp("eltwise", onednn.SIGMOID)],
-    )
-
-    def part(of: Tensor, number: int) -> Tensor:
-        return plan.view(of, (1, c), layout=onednn.AB, start=number * c)
-
-    for row in range(n * k):
-        logits = part(x, 2 * row), part(x, 2 * row + 1)
-        for number, (this, other) in enumerate((logits, logits[::-1])):
-            weights = part(result, number * n * k + row)
-            tensors = {onednn.SRC: this, onednn.SRC_1: other, onednn.DST: weights}
-            plan.call(step.name, kernel, tensors)
+    kernel = partial(onednn.softmax, x.descriptor, descriptor, 2)
+    plan.call(step.name, kernel, {onednn.SRC: x, onednn.DST: result})
     return result
 
 
@@ -329,6 +380,7 @@ _OPERATORS: dict[str, Callable[..., Union[Tensor, list[Tensor]]]] = {
     "_contrib_quantize_v2": _quantize,
     "broadcast_mul": partial(_binary, onednn.MULTIPLY),
     "elemwise_add": partial(_binary, onednn.ADD),
+    "elemwise_sub": _difference,
     "sigmoid": partial(_eltwise, onednn.SIGMOID),
     "softmax": _softmax,
 }

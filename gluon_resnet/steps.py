@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of an inference: MXNet's graph with all joined that one kernel can do.
 
-A convolution does the sum, the ReLU and the rounding to int8 after it along, a product
-the sum. Float graphs and those that `quantize` made become steps of the same kinds.
+A convolution does the sum, the activation and the rounding to int8 after it along, a
+difference the product and the sum. Float graphs and those that `quantize` made become
+steps of the same kinds.
 """
 
 import json
@@ -32,19 +33,29 @@ class Step:
     attrs: Mapping[str, str]
     arrays: tuple[str, ...] = ()
     """The names of weight and bias, where it has them."""
+    factor: Optional[Value] = None
+    """What the result is multiplied by."""
     added: Optional[Value] = None
     """What is added to the result."""
     replaces_added: bool = True
     """Whether no later step needs `added`, so that the result may take its place."""
-    relu: bool = False
+    activation: Optional[str] = None
+    """"relu" or "sigmoid"."""
     limits: Optional[tuple[float, float]] = None
     """The range of the result, where it becomes int8."""
 
 
 # What may follow an operator within its step, in this order.
 _FOLLOWERS = {
-    "Convolution": ("elemwise_add", "Activation", "_contrib_quantize_v2"),
+    "Convolution": (
+        "elemwise_add",
+        "Activation",
+        "sigmoid",
+        "_contrib_quantize_v2",
+        "_contrib_dequantize",
+    ),
     "broadcast_mul": ("elemwise_add", "_contrib_quantize_v2"),
+    "elemwise_sub": ("broadcast_mul", "elemwise_add", "_contrib_quantize_v2"),
     "elemwise_add": ("Activation", "_contrib_quantize_v2"),
 }
 
@@ -69,13 +80,18 @@ def steps_of(symbol: mx.sym.Symbol) -> list[Step]:
             (user,) = users[step.output]
             if nodes[user]["op"] != op:
                 continue
+            others = [value for value in inputs[user] if value != step.output]
+            if any(other.node > index for other in others):
+                break  # That one comes later, and its step does this along.
             if op == "elemwise_add":
-                (added,) = (value for value in inputs[user] if value != step.output)
-                if added.node > index:
-                    break  # That one comes later, and does this sum.
-                step = replace(step, added=added)
-            elif op == "Activation":
-                step = replace(step, relu=True)
+                step = replace(step, added=others[0])
+            elif op == "broadcast_mul":
+                step = replace(step, factor=others[0])
+            elif op in ("Activation", "sigmoid"):
+                activation = nodes[user].get("attrs", {}).get("act_type", op)
+                step = replace(step, activation=activation)
+            elif op == "_contrib_dequantize":
+                step = replace(step, limits=None)
             else:
                 step = replace(step, limits=_limits(nodes[user]["attrs"]))
             step = replace(step, output=Value(user, 0))
@@ -84,7 +100,7 @@ def steps_of(symbol: mx.sym.Symbol) -> list[Step]:
     last_reader = {
         value: position
         for position, step in enumerate(steps)
-        for value in (*step.inputs, step.added)
+        for value in (*step.inputs, step.factor, step.added)
     }
     return [
         replace(step, replaces_added=last_reader.get(step.added) == position)
@@ -132,7 +148,9 @@ def _step(nodes: list[dict], index: int, inputs: list[Value]) -> Step:
             inputs=step.inputs[:1],
             attrs=inner["attrs"],
             added=inputs[1] if len(inputs) > 1 else None,
-            relu="true" in map(step.attrs.get, ("with_act", "with_postsum_act")),
+            activation="relu"
+            if "true" in map(step.attrs.get, ("with_act", "with_postsum_act"))
+            else None,
         )
     quantized = "_contrib_quantized_"
     if step.op.startswith(quantized):

@@ -98,8 +98,8 @@ def test_form_is_fused(count):
 def test_split_attention_needs_no_reduction():
     kernels = kernels_of(drawn("resnest14d"), (1, 3, 64, 64))
     found = Counter(kernel["primitive"] for kernel in kernels)
-    # Two splits in each of four blocks: sum of the pooled, two weights, two products.
-    assert found["binary"] == 4 * 5
+    # Two splits in each of four blocks: the sum of the pooled, and the weighted sum.
+    assert found["binary"] == 4 * 2
     assert "reduction" not in found and "softmax_forward" not in found
 
 

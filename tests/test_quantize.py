@@ -161,6 +161,24 @@ def test_resnest_leaves_int8_for_the_attention_alone():
     assert len(fp32_arrays(quantized.symbol)) == 3 * 8  # input, weight and bias of each
 
 
+def kernels(quantized, size):
+    """How many kernels an int8 model runs, by primitive."""
+    images = mx.nd.zeros((1, 3, size, size))
+    return Counter(k["primitive"] for k in quantized.form().kernels(images, rounds=1))
+
+
+def test_int8_maps_become_float_in_the_convolution_before_the_attention():
+    quantized = quantize(drawn("resnest14d", 64), bundled.TRAIN_REC, images=8)
+    # The image alone is turned into another type by a kernel of its own.
+    assert kernels(quantized, 64)["reorder"] == 1
+
+
+def test_int8_norms_of_many_channels_are_products():
+    quantized = quantize(drawn("resnet18_v2", 64), bundled.TRAIN_REC, images=8)
+    # The image's norm, and those of the two stages with 256 channels or more.
+    assert kernels(quantized, 64)["binary"] == 1 + 4
+
+
 @pytest.mark.parametrize("name", ["resnet18_v2", "resnest14d"])
 def test_drawn_nets_answer_much_as_in_fp32(name):
     model = drawn(name, 64)
