@@ -66,7 +66,7 @@ def init_model(
     precision: Optional[str] = None,
     accept_licence: bool = False,
 ) -> Classifier:
-    """Return a model that is ready to classify.
+    """Return a model that is ready to classify; to train one see `create_model`.
 
     name: a model or an alias, or MODEL.TAG for one of its published weights
     (`list_weights`). Without a tag the model's default weights are taken.
@@ -106,6 +106,8 @@ def init_model(
         num_classes = _num_classes(path)
         card = _card(model, path, num_classes)
     net = empty_resnet(model_spec(card.model), num_classes=num_classes, ctx=ctx)
+    # Gradients take as much memory as the weights.
+    net.collect_params().setattr("grad_req", "null")
     load_weights(net, path)
     class_names = _class_names(card.data_set, num_classes)
     return Classifier(name, net, card.protocol, class_names, ctx, precision)

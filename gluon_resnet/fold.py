@@ -6,21 +6,22 @@ convolution's weight and bias do in its place (arXiv:1712.05877, section 3.2).
 """
 
 import json
+from collections.abc import Mapping
 
 import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-Arrays = dict[str, mx.nd.NDArray]
+Arrays = dict[str, np.ndarray]
 
 
-def folded(net: HybridBlock) -> tuple[mx.sym.Symbol, Arrays, Arrays]:
+def folded(net: HybridBlock) -> tuple[mx.sym.Symbol, Arrays]:
     """Return the graph of `net` with the BatchNorms after convolutions folded.
 
     The symbol maps the variable `data`, images (N, C, H, W), to what `net` answers. The
-    arguments and auxiliary states are float32 copies in `net`'s first context; `net`
-    itself stays as it is. Names are those of `net`'s parameters; a convolution that had
-    no bias gets one, NAME_bias beside its NAME_weight.
+    arrays of its arguments and auxiliary states are float32 copies; `net` itself stays
+    as it is. Names are those of `net`'s parameters; a convolution that had no bias gets
+    one, NAME_bias beside its NAME_weight.
     """
     graph = json.loads(net(mx.sym.var("data")).tojson())
     nodes = graph["nodes"]
@@ -30,9 +31,9 @@ def folded(net: HybridBlock) -> tuple[mx.sym.Symbol, Arrays, Arrays]:
 
     def value(node: int) -> np.ndarray:
         name = nodes[node]["name"]
-        return (
-            changed[name] if name in changed else parameters[name].data(ctx).asnumpy()
-        )
+        if name in changed:
+            return changed[name]
+        return parameters[name].data(ctx).asnumpy()
 
     uses = np.zeros(len(nodes), int)
     for source, *_ in (*graph["heads"], *(i for n in nodes for i in n["inputs"])):
@@ -46,32 +47,36 @@ def folded(net: HybridBlock) -> tuple[mx.sym.Symbol, Arrays, Arrays]:
         conv = nodes[source]
         if conv["op"] != "Convolution" or uses[source] > 1:
             continue
-        _, gamma, beta, mean, variance = (i[0] for i in node["inputs"])
-        scale = 1 / np.sqrt(value(variance) + float(node["attrs"]["eps"]))
-        if node["attrs"]["fix_gamma"] != "True":
-            scale *= value(gamma)
-        shift = value(beta) - value(mean) * scale
+        _, *norm = (i[0] for i in node["inputs"])
+        factor, shift = factor_and_shift(node["attrs"], *map(value, norm))
         weight = conv["inputs"][1][0]
-        changed[nodes[weight]["name"]] = value(weight) * scale[:, None, None, None]
+        changed[nodes[weight]["name"]] = value(weight) * factor[:, None, None, None]
         if conv["attrs"]["no_bias"] == "True":
             # The norm's beta has its shape, and is otherwise no longer needed.
+            _, beta, *_ = norm
             conv["attrs"]["no_bias"] = "False"
             conv["inputs"].append([beta, 0, 0])
             nodes[beta]["name"] = nodes[weight]["name"].replace("_weight", "_bias")
         else:
-            shift += value(conv["inputs"][2][0]) * scale
+            shift += value(conv["inputs"][2][0]) * factor
         changed[nodes[conv["inputs"][2][0]]["name"]] = shift
         replaced[index] = source
     graph["heads"] = [[replaced.get(h[0], h[0]), *h[1:]] for h in graph["heads"]]
     symbol = mx.sym.load_json(json.dumps(graph))
+    names = set(symbol.list_inputs()) - {"data"}
+    unchanged = {n: parameters[n].data(ctx).asnumpy() for n in names - set(changed)}
+    return symbol, unchanged | changed
 
-    def arrays(names: list[str]) -> Arrays:
-        return {
-            name: mx.nd.array(changed[name], ctx=ctx)
-            if name in changed
-            else parameters[name].data(ctx).copy()
-            for name in names
-        }
 
-    arguments = [name for name in symbol.list_arguments() if name != "data"]
-    return symbol, arrays(arguments), arrays(symbol.list_auxiliary_states())
+def factor_and_shift(
+    attrs: Mapping[str, str],
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    mean: np.ndarray,
+    variance: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what a BatchNorm of inference multiplies each channel by, and adds."""
+    factor = 1 / np.sqrt(variance + float(attrs["eps"]))
+    if attrs["fix_gamma"] != "True":
+        factor *= gamma
+    return factor, beta - mean * factor

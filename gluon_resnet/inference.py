@@ -77,8 +77,7 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
         log.info("%s on %s: MXNet's operators, nothing fused", precision, ctx)
         net.hybridize(static_alloc=True, static_shape=True)
         return net
-    symbol, arguments, states = inference_graph(net)
-    arrays = {n: array.asnumpy() for n, array in (arguments | states).items()}
+    symbol, arrays = inference_graph(net)
     return PlannedForm(symbol, arrays, precision)
 
 

@@ -12,7 +12,7 @@ from functools import partial
 import mxnet as mx
 from mxnet.gluon import HybridBlock
 
-from gluon_resnet.fold import Arrays, folded
+from gluon_resnet.fold import Arrays, factor_and_shift, folded
 
 _DEPTHWISE = {
     "kernel": "(1, 1)",
@@ -23,30 +23,31 @@ _DEPTHWISE = {
 }
 
 
-def inference_graph(net: HybridBlock) -> tuple[mx.sym.Symbol, Arrays, Arrays]:
-    """Return the inference graph of `net`, its arguments and auxiliary states.
+def inference_graph(net: HybridBlock) -> tuple[mx.sym.Symbol, Arrays]:
+    """Return the inference graph of `net` and its arrays, float32 copies.
 
     The symbol maps `data`, images (N, C, H, W), to logits. Arrays are named as the
     net's parameters; of a weight that is split up the parts are NAME_radix0, ...
     """
-    symbol, arguments, states = folded(net)
+    symbol, arrays = folded(net)
     graph = json.loads(symbol.tojson())
     nodes = graph["nodes"]
     for node in nodes:
         if node["op"] == "null":
             node.pop("attrs", None)  # shapes, which change below
-    _norms_as_convolutions(nodes, arguments, states)
-    _splits_as_convolutions(nodes, arguments)
+    _norms_as_convolutions(nodes, arrays)
+    _splits_as_convolutions(nodes, arrays)
     _products_as_broadcasts(nodes)
-    _pairs_as_differences(nodes, arguments)
+    _pairs_as_differences(nodes, arrays)
     # MXNet takes the nodes in any order and leaves those out that are of no use now.
     graph["arg_nodes"] = [i for i, node in enumerate(nodes) if node["op"] == "null"]
     graph["node_row_ptr"] = list(range(len(nodes) + 1))
     symbol = mx.sym.load_json(json.dumps(graph))
-    return symbol, _chosen(arguments, symbol), _chosen(states, symbol)
+    names = set(symbol.list_inputs()) - {"data"}
+    return symbol, {name: arrays[name] for name in names}
 
 
-def _norms_as_convolutions(nodes: list[dict], arguments: Arrays, states: Arrays):
+def _norms_as_convolutions(nodes: list[dict], arrays: Arrays):
     """Make each BatchNorm that is left a depthwise 1x1 convolution.
 
     The BatchNorm of the image stays: it would have to run in int8.
@@ -55,20 +56,22 @@ def _norms_as_convolutions(nodes: list[dict], arguments: Arrays, states: Arrays)
     for node in nodes:
         if node["op"] != "BatchNorm":
             continue
-        source, gamma, beta, mean, variance = (i[0] for i in node["inputs"])
+        source, *norm = (i[0] for i in node["inputs"])
         if names[source] == "data":
             continue
-        eps = float(node["attrs"]["eps"])
-        scale = arguments[names[gamma]] / (states[names[variance]] + eps).sqrt()
-        arguments[names[beta]] -= states[names[mean]] * scale
-        arguments[names[gamma]] = scale.reshape((-1, 1, 1, 1))
-        channels = str(len(scale))
+        factor, shift = factor_and_shift(
+            node["attrs"], *(arrays[names[i]] for i in norm)
+        )
+        gamma, beta, *_ = norm
+        arrays[names[gamma]] = factor[:, None, None, None]
+        arrays[names[beta]] = shift
+        channels = str(len(factor))
         node["op"] = "Convolution"
         node["attrs"] = _DEPTHWISE | {"num_filter": channels, "num_group": channels}
         node["inputs"] = [[source, 0, 0], [gamma, 0, 0], [beta, 0, 0]]
 
 
-def _splits_as_convolutions(nodes: list[dict], arguments: Arrays):
+def _splits_as_convolutions(nodes: list[dict], arrays: Arrays):
     """Compute each part of a split attention's input by convolutions of its own.
 
     In a ResNeSt block conv1, ReLU, perhaps a pooling, the grouped convolution and ReLU
@@ -87,8 +90,8 @@ def _splits_as_convolutions(nodes: list[dict], arguments: Arrays):
             attrs |= {"num_filter": str(filters), "num_group": str(groups)}
             for array, *_ in node["inputs"][1:]:
                 name = f"{nodes[array]['name']}_radix{radix}"
-                whole = arguments[nodes[array]["name"]]
-                arguments[name] = whole[radix * filters : (radix + 1) * filters]
+                whole = arrays[nodes[array]["name"]]
+                arrays[name] = whole[radix * filters : (radix + 1) * filters]
                 inputs.append(add("null", name, []))
         return add(node["op"], f"{node['name']}_radix{radix}", inputs, **attrs)
 
@@ -122,7 +125,7 @@ def _products_as_broadcasts(nodes: list[dict]):
             node["op"], node["inputs"][1] = "broadcast_mul", weights["inputs"][0]
 
 
-def _pairs_as_differences(nodes: list[dict], arguments: Arrays):
+def _pairs_as_differences(nodes: list[dict], arrays: Arrays):
     """Weight the two parts of a split attention of radix 2 in one pass over them.
 
     The weights are a softmax of two logits, so sigmoid(a - b) and 1 less that: of
@@ -146,10 +149,10 @@ def _pairs_as_differences(nodes: list[dict], arguments: Arrays):
         groups = int(layer["attrs"]["num_group"])
         for array, *_ in layer["inputs"][1:]:
             name = nodes[array]["name"]
-            shape = arguments[name].shape
-            pairs = arguments[name].reshape((groups, 2, -1))
+            shape = arrays[name].shape
+            pairs = arrays[name].reshape((groups, 2, -1))
             difference = pairs[:, 0] - pairs[:, 1]
-            arguments[name] = difference.reshape((shape[0] // 2, *shape[1:]))
+            arrays[name] = difference.reshape((shape[0] // 2, *shape[1:]))
         filters = int(layer["attrs"]["num_filter"]) // 2
         layer["attrs"]["num_filter"] = str(filters)
         first, second = (product["inputs"][0] for product in products)
@@ -164,8 +167,3 @@ def _added(nodes: list[dict], op: str, name: str, inputs: list, **attrs) -> list
     """Append a node and return its output."""
     nodes.append({"op": op, "name": name, "inputs": inputs, "attrs": attrs})
     return [len(nodes) - 1, 0, 0]
-
-
-def _chosen(arrays: Arrays, symbol: mx.sym.Symbol) -> Arrays:
-    """Return the arrays that `symbol` has a use for."""
-    return {name: arrays[name] for name in symbol.list_inputs() if name in arrays}

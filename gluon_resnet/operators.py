@@ -14,6 +14,7 @@ from typing import Optional, Union
 import numpy as np
 
 from gluon_resnet import onednn
+from gluon_resnet.fold import factor_and_shift
 from gluon_resnet.onednn import BF16, F32, S8, Descriptor, Memory, PostOp
 from gluon_resnet.plan import SCALE, Plan, Tensor, Weights, constant, int8_of
 from gluon_resnet.steps import Step, Value
@@ -90,17 +91,16 @@ def _convolution(
         result = plan.tensor(dims, dtype, scale=scale)
     if step.activation:
         post_ops.append(_ACTIVATIONS[step.activation])
-    layout = onednn.ABCD
+    layout, shape = onednn.ABCD, weight.shape
     if groups > 1:
-        layout = onednn.ABCDE
-        weight = weight.reshape(groups, -1, *weight.shape[1:])
+        layout, shape = onednn.ABCDE, (groups, shape[0] // groups, *shape[1:])
     bias = _bias(plan, step)
     plan.call(
         step.name,
         partial(
             onednn.convolution,
             x.descriptor,
-            Descriptor(weight.shape, S8 if is_int8 else dtype, onednn.ANY),
+            Descriptor(shape, S8 if is_int8 else dtype, onednn.ANY),
             bias and bias.descriptor,
             result.descriptor,
             stride=stride,
@@ -109,7 +109,7 @@ def _convolution(
         ),
         {onednn.SRC: x, onednn.DST: result} | ({onednn.BIAS: bias} if bias else {}),
         scales,
-        (step.arrays[0], weight, layout),
+        (step.arrays[0], shape, layout),
     )
     if dtype == F32 and prod(dims[2:]) > 1:
         # The first one's image is float32 also where all other maps are not.
@@ -163,7 +163,7 @@ def _fully_connected(plan: Plan, step: Step, x: Tensor) -> Tensor:
         ),
         {onednn.SRC: flat, onednn.BIAS: bias, onednn.DST: result},
         scales,
-        (step.arrays[0], weight, onednn.AB),
+        (step.arrays[0], weight.shape, onednn.AB),
     )
     return result
 
@@ -277,13 +277,11 @@ def _result_like(plan: Plan, step: Step, x: Tensor, post_ops: list[PostOp]) -> T
 
 def _batch_norm(plan: Plan, step: Step, x: Tensor) -> Tensor:
     """That of the image: all others are convolutions by now."""
-    gamma, beta, mean, variance = (plan.weights.arrays[n] for n in step.arrays)
-    factor = 1 / np.sqrt(variance + float(step.attrs["eps"]))
-    if step.attrs["fix_gamma"] != "True":
-        factor = factor * gamma
+    norm = (plan.weights.arrays[name] for name in step.arrays)
+    factor, shift = factor_and_shift(step.attrs, *norm)
     # In NCHW, as it comes: of three channels side by side a register takes no more.
     result = plan.tensor(x.dims, F32, x.descriptor)
-    return _scaled(plan, step, x, factor, beta - mean * factor, result, onednn.ABCD)
+    return _scaled(plan, step, x, factor, shift, result, onednn.ABCD)
 
 
 def _scaled(

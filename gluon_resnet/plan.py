@@ -8,7 +8,7 @@ needed give their memory to later ones, which find it in the cache.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Optional, Union
 
@@ -59,38 +59,46 @@ class Tensor:
         return self.dtype in (S8, U8)
 
 
-@dataclass
 class Weights:
     """A network's arrays, and the layouts that kernels wanted of them so far.
 
-    Plans for other shapes use the same, where they want the same.
+    Plans for other shapes use the same, where they want the same. Once a float weight
+    has been packed, `arrays` has no more than its shape: it would double the memory.
     """
 
-    arrays: Mapping[str, np.ndarray]
-    packed: dict[str, Memory] = field(default_factory=dict)
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self.arrays = dict(arrays)
+        self._packed: dict[str, Memory] = {}
 
     def get(
-        self, name: str, array: np.ndarray, layout: int, wanted: Descriptor
+        self, name: str, dims: tuple[int, ...], layout: int, wanted: Descriptor
     ) -> Memory:
-        """Return `array`, whose axes are in the order of `layout`, as `wanted`."""
-        kept = self.packed.get(name)
-        if kept is None or kept.descriptor != wanted:
-            kept = Memory(wanted, _aligned(wanted.nbytes))
-            dtype = S8 if array.dtype == np.int8 else F32
-            plain = Memory(
-                Descriptor(array.shape, dtype, layout), np.ascontiguousarray(array)
+        """Return a weight of `dims`, whose array is in the order of `layout`."""
+        array = self.arrays[name]
+        is_float = array.dtype == np.float32
+        packed = self._packed.get(name)
+        if packed is not None and packed.descriptor == wanted:
+            return packed
+        # Packed int8 weights hold sums beside the elements, and cannot be packed anew.
+        if packed is None or not is_float:
+            dtype = F32 if is_float else S8
+            packed = Memory(
+                Descriptor(dims, dtype, layout), np.ascontiguousarray(array)
             )
-            kernel = onednn.reorder(plain.descriptor, wanted)
-            scratchpad = kernel.scratchpad
-            kernel.bind(
-                {
-                    onednn.SRC: plain,
-                    onednn.DST: kept,
-                    onednn.SCRATCHPAD: Memory(scratchpad, _aligned(scratchpad.nbytes)),
-                }
-            )()
-            self.packed[name] = kept
-        return kept
+        result = Memory(wanted, _aligned(wanted.nbytes))
+        kernel = onednn.reorder(packed.descriptor, wanted)
+        scratchpad = kernel.scratchpad
+        kernel.bind(
+            {
+                onednn.SRC: packed,
+                onednn.DST: result,
+                onednn.SCRATCHPAD: Memory(scratchpad, _aligned(scratchpad.nbytes)),
+            }
+        )()
+        self._packed[name] = result
+        if is_float:
+            self.arrays[name] = np.broadcast_to(np.float32(), array.shape)
+        return result
 
 
 class Plan:
@@ -225,7 +233,7 @@ class Plan:
         describe: Callable[..., Kernel],
         tensors: Mapping[int, Union[Tensor, Memory]],
         scales: Mapping[int, Union[float, np.ndarray]] = {},
-        weight: Optional[tuple[str, np.ndarray, int]] = None,
+        weight: Optional[tuple[str, tuple[int, ...], int]] = None,
     ) -> None:
         """Append a call of a kernel, which needs its tensors until then.
 
@@ -233,7 +241,7 @@ class Plan:
         describe: takes the masks of the scales and returns the kernel.
         scales: of which tensors the elements are multiples: of one factor, or of one
         for each channel.
-        weight: name, array and layout, for the layout that the kernel wants.
+        weight: its name, dimensions and layout, for `Weights.get`.
         """
         grouped = weight is not None and weight[2] == onednn.ABCDE
         masks = {

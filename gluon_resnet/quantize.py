@@ -64,12 +64,11 @@ def quantize(
     batches = _calibration_batches(model, rec, images)
     # MXNet's passes announce themselves on standard error unless told not to.
     os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
-    graph, arguments, states = inference_graph(model.net)
+    graph, arrays = inference_graph(model.net)
     fused = graph.get_backend_symbol("MKLDNN_QUANTIZE")
     quantized, arrays = _calibrated(
         fused,
-        arguments,
-        states,
+        {name: mx.nd.array(array) for name, array in arrays.items()},
         _fp32_nodes(fused, model, excluded),
         lambda: (batch for batch, _ in batches),
         calibration,
@@ -152,11 +151,14 @@ def _fp32_nodes(
     return [node["name"] for index, node in enumerate(nodes) if is_fp32(index, node)]
 
 
-def _calibrated(fused, arguments, states, excluded, batches, calibration):
+def _calibrated(fused, arrays, excluded, batches, calibration):
     """Return the int8 graph, its ranges set, and its arrays.
 
     batches: gives an iterator over float32 images, anew at each call.
     """
+    state_names = fused.list_auxiliary_states()
+    states = {name: arrays[name] for name in state_names}
+    arguments = {name: arrays[name] for name in arrays.keys() - states.keys()}
     options = {"calib_mode": "naive", "quantized_dtype": "auto", "logger": None}
     # "naive" stands for a collector that takes ranges; which, is decided below.
     graph, _, _, collector = quantize_graph(
@@ -169,7 +171,7 @@ def _calibrated(fused, arguments, states, excluded, batches, calibration):
         quantize_granularity="channel-wise",
         **options,
     )
-    observed = _observed(fused, {**arguments, **states}, collector.include_layer)
+    observed = _observed(fused, arrays, collector.include_layer)
     ranges = _reached(observed, batches())
     if calibration == "entropy":
         ranges = _most_informative(observed, batches(), ranges)

@@ -15,10 +15,10 @@ from gluon_resnet.fold import folded
 TOLERANCE = 2e-6
 
 
-def run(symbol, arguments, auxiliary, images):
-    executor = symbol.bind(
-        mx.cpu(), {"data": images, **arguments}, aux_states=auxiliary
-    )
+def run(symbol, arrays, images):
+    inputs = {name: mx.nd.array(array) for name, array in arrays.items()}
+    states = {name: inputs.pop(name) for name in symbol.list_auxiliary_states()}
+    executor = symbol.bind(mx.cpu(), {"data": images, **inputs}, aux_states=states)
     return executor.forward()[0].asnumpy()
 
 
@@ -42,10 +42,10 @@ def test_folded_graph_answers_as_the_net_does(name, norms_left, monkeypatch):
     fill_gluon(net)
     images = mx.nd.array(draw_images((2, 3, 64, 64)))
     expected = net(images).asnumpy()
-    symbol, arguments, auxiliary = folded(net)
+    symbol, arrays = folded(net)
     nodes = json.loads(symbol.tojson())["nodes"]
     assert sum("BatchNorm" in node["op"] for node in nodes) == norms_left
-    logits = run(symbol, arguments, auxiliary, images)
+    logits = run(symbol, arrays, images)
     assert np.abs(logits - expected).max() < TOLERANCE * np.abs(expected).max()
 
 

@@ -105,7 +105,9 @@ def test_rewritten_graph_answers_as_the_net_does(name):
     size = 32 if name.startswith("cifar") else 64
     images = mx.nd.array(draw_images((2, 3, size, size)))
     expected = net(images).asnumpy()
-    symbol, arguments, states = inference_graph(net)
+    symbol, arrays = inference_graph(net)
+    arguments = {name: mx.nd.array(array) for name, array in arrays.items()}
+    states = {name: arguments.pop(name) for name in symbol.list_auxiliary_states()}
     for graph in (symbol, symbol.get_backend_symbol("MKLDNN")):
         executor = graph.bind(
             mx.cpu(), {"data": images, **arguments}, aux_states=states
