@@ -15,7 +15,7 @@ import numpy as np
 
 from gluon_resnet import onednn
 from gluon_resnet.fold import factor_and_shift
-from gluon_resnet.onednn import BF16, F32, S8, Descriptor, Memory, PostOp
+from gluon_resnet.onednn import F32, S8, Descriptor, Memory, PostOp
 from gluon_resnet.plan import SCALE, Plan, Tensor, Weights, constant, int8_of
 from gluon_resnet.steps import Step, Value
 
@@ -71,7 +71,7 @@ def _convolution(
         if to_int8:
             scales[onednn.DST] = scale
     else:
-        x = plan.converted(step.name, x, F32 if x.is_int8 else x.dtype)
+        x = plan.converted(step.name, x, _float_of(x))
         dtype = x.dtype
     size = (
         (length + 2 * p - k) // s + 1
@@ -147,7 +147,7 @@ def _fully_connected(plan: Plan, step: Step, x: Tensor) -> Tensor:
     if scales:
         scales[onednn.SRC] = x.scale
     else:
-        x = plan.converted(step.name, x, F32)
+        x = plan.converted(step.name, x, plan.dtype)
     flat = plan.view(x, x.dims[:2], layout=onednn.AB)
     dims = (x.dims[0], len(weight))
     result = plan.tensor(dims, F32, Descriptor(dims, F32, onednn.AB))
@@ -157,7 +157,7 @@ def _fully_connected(plan: Plan, step: Step, x: Tensor) -> Tensor:
         partial(
             onednn.inner_product,
             flat.descriptor,
-            Descriptor(weight.shape, S8 if scales else F32, onednn.ANY),
+            Descriptor(weight.shape, S8 if scales else plan.dtype, onednn.ANY),
             bias.descriptor,
             result.descriptor,
         ),
@@ -203,9 +203,6 @@ def _pooling(plan: Plan, step: Step, x: Tensor) -> Tensor:
         padding=(before, after),
     )
     plan.call(step.name, kernel, {onednn.SRC: x, onednn.DST: result})
-    if x.dtype == BF16 and outcome == (1, 1):
-        # What follows, attention or the classifier, is in float32: it is cheap.
-        return plan.converted(step.name, result, F32)
     return result
 
 
@@ -217,6 +214,7 @@ def _binary(
     y: Tensor,
     added: Optional[Tensor] = None,
 ) -> Tensor:
+    x, y = (plan.converted(step.name, tensor, _float_of(tensor)) for tensor in (x, y))
     tensors, post_ops = {}, []
     if added:
         tensors[onednn.operand_of(0)] = added
@@ -358,6 +356,11 @@ def _split(plan: Plan, step: Step, x: Tensor) -> list[Tensor]:
         plan.view(x, (n, k, 1, c), layout=onednn.ABCD, start=part * length)
         for part in range(r)
     ]
+
+
+def _float_of(x: Tensor) -> int:
+    """The type to compute in: of pooled maps, those of attention, float32."""
+    return F32 if x.is_int8 or prod(x.dims[2:]) == 1 else x.dtype
 
 
 def _pair(text: str) -> tuple[int, int]:
