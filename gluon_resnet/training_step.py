@@ -2,6 +2,7 @@
 """`TrainingStep`: forward, backward, update, on one or several devices."""
 
 import itertools
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,15 @@ from mxnet.contrib.amp.amp import bfloat16
 from mxnet.gluon import HybridBlock, nn
 from mxnet.gluon.contrib.nn import SyncBatchNorm
 
+from gluon_resnet import _before_mxnet
 from gluon_resnet.ema import update_average
 from gluon_resnet.errors import InputError
 from gluon_resnet.losses import LOSSES
 from gluon_resnet.mixed_precision import compute_in
 from gluon_resnet.optimizers import OPTIMIZERS, Step, global_norm
 from gluon_resnet.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 _sync_keys = itertools.count()
 # More than the operators of a pass on all contexts; each takes memory only when used.
@@ -280,6 +284,7 @@ def _check_precision(precision: str, contexts: Sequence[mx.Context]) -> None:
             raise InputError(
                 "precision is bf16 and this processor has no AVX-512: choose fp32"
             ) from None
+        log.info("bf16 by MXNet's oneDNN 2.4; %s", _before_mxnet.AMX)
 
 
 def _synchronise_norms(net: HybridBlock, contexts: Sequence[mx.Context]) -> None:

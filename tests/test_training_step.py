@@ -14,6 +14,7 @@ import pytest
 from mxnet import autograd, gluon
 from mxnet.gluon.contrib.nn import SyncBatchNorm
 
+from gluon_resnet import _before_mxnet
 from gluon_resnet.create import create_model
 from gluon_resnet.errors import InputError
 from gluon_resnet.models import set_drop_block
@@ -327,6 +328,13 @@ def test_bf16_on_a_processor_without_avx512_is_refused():
         "gluon_resnet.errors.InputError: precision is bf16 and this processor has no "
         "AVX-512: choose fp32"
     )
+
+
+@needs_avx512
+def test_bf16_says_whether_amx_is_on(caplog):
+    with caplog.at_level("INFO"):
+        make_step(replace(RECIPE, precision="bf16"))
+    assert caplog.messages == [f"bf16 by MXNet's oneDNN 2.4; {_before_mxnet.AMX}"]
 
 
 @needs_avx512
