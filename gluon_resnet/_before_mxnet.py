@@ -123,8 +123,9 @@ def set_up_openmp(environment: MutableMapping[str, str], cores: int) -> None:
     environment.setdefault("OMP_NUM_THREADS", str(cores))
     if "OMP_WAIT_POLICY" not in environment:
         environment["OMP_WAIT_POLICY"] = "ACTIVE"
-        # About 3 ms; for "active" alone it is minutes.
-        environment.setdefault("GOMP_SPINCOUNT", "300000")
+        # Some ten microseconds: enough from kernel to kernel. Whoever waits longer,
+        # for a thread whose core another process has, must not keep that core busy.
+        environment.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 AMX_FLAGS = {"amx_tile", "amx_int8", "amx_bf16"}

@@ -136,7 +136,7 @@ def test_openmp_is_set_up_unless_the_user_did():
     assert environment == {
         "OMP_NUM_THREADS": "6",
         "OMP_WAIT_POLICY": "ACTIVE",
-        "GOMP_SPINCOUNT": "300000",
+        "GOMP_SPINCOUNT": "1000",
     }
     users = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     environment = dict(users)
