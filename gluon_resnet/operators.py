@@ -61,10 +61,10 @@ def _convolution(
     groups = int(step.attrs["num_group"])
     weight, scales = _weight(plan, step)
     is_int8 = bool(scales)
-    if is_int8 and groups >= _MANY_CHANNELS and weight.shape[1:] == (1, 1, 1):
-        return _int8_norm(plan, step, x)
     # Where no step takes the result as int8, it is float32.
     to_int8 = is_int8 and step.limits is not None
+    if to_int8 and groups >= _MANY_CHANNELS and weight.shape[1:] == (1, 1, 1):
+        return _int8_norm(plan, step, x)
     dtype, scale = int8_of(step.limits) if to_int8 else (F32, 1.0)
     if is_int8:
         scales[onednn.SRC] = x.scale
@@ -120,7 +120,7 @@ def _convolution(
 
 
 def _int8_norm(plan: Plan, step: Step, x: Tensor) -> Tensor:
-    """A depthwise convolution of one pixel, as a product and a sum."""
+    """A norm, in the graph a depthwise convolution of one pixel, as product and sum."""
     weight, scales = _weight(plan, step)
     shift = plan.weights.arrays[step.arrays[1]]
     dtype, scale = int8_of(step.limits)

@@ -181,12 +181,20 @@ def test_int8_norms_of_many_channels_are_products():
     assert kernels(quantized, 64)["binary"] == 1 + 4
 
 
-@pytest.mark.parametrize("name", ["resnet18_v2", "resnest14d"])
-def test_drawn_nets_answer_much_as_in_fp32(name):
+@pytest.mark.parametrize(
+    "name, exclude",
+    [
+        ("resnet18_v2", ()),
+        ("resnet18_v2", ("stage4.*.conv1",)),  # int8 norms before fp32 convolutions
+        ("resnest14d", ()),
+    ],
+)
+def test_drawn_nets_answer_much_as_in_fp32(name, exclude):
     model = drawn(name, 64)
     images = next(iter(batches(model)))[0][:20]
     expected = answers(model.net, images)
-    found = answers(quantize(model, bundled.TRAIN_REC, images=40).form(), images)
+    quantized = quantize(model, bundled.TRAIN_REC, images=40, exclude=exclude)
+    found = answers(quantized.form(), images)
     distance = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert 0 < distance < LARGEST_DISTANCE
 
