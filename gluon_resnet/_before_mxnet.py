@@ -123,7 +123,7 @@ def set_up_openmp(environment: MutableMapping[str, str], cores: int) -> None:
     environment.setdefault("OMP_NUM_THREADS", str(cores))
     if "OMP_WAIT_POLICY" not in environment:
         environment["OMP_WAIT_POLICY"] = "ACTIVE"
-        # Some ten microseconds: enough from kernel to kernel. Whoever waits longer,
+        # Turns of a loop: enough from kernel to kernel. Whoever waits longer,
         # for a thread whose core another process has, must not keep that core busy.
         environment.setdefault("GOMP_SPINCOUNT", "1000")
 

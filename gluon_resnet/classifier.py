@@ -106,8 +106,6 @@ def init_model(
         num_classes = _num_classes(path)
         card = _card(model, path, num_classes)
     net = empty_resnet(model_spec(card.model), num_classes=num_classes, ctx=ctx)
-    # Gradients take as much memory as the weights.
-    net.collect_params().setattr("grad_req", "null")
     load_weights(net, path)
     class_names = _class_names(card.data_set, num_classes)
     return Classifier(name, net, card.protocol, class_names, ctx, precision)

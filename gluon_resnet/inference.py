@@ -137,8 +137,8 @@ class PlannedForm:
         self._plans = []
         self._share, self._rest = divmod(count, self._cores)
         if self._share:
-            most = int(self._pixels_at_a_time / math.prod(image[1:]))
-            sizes = range(min(max(most, 1), self._share), 0, -1)
+            most = max(1, self._pixels_at_a_time // math.prod(image[1:]))
+            sizes = range(min(most, self._share), 0, -1)
             self._at_a_time = next(n for n in sizes if self._share % n == 0)
             self._plans = [
                 self._pool.submit(self._plan, self._at_a_time, image).result()

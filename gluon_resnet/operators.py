@@ -23,8 +23,8 @@ _ACTIVATIONS = {
     "relu": PostOp("eltwise", onednn.RELU),
     "sigmoid": PostOp("eltwise", onednn.SIGMOID),
 }
-# From so many channels on oneDNN's product is faster than its depthwise convolution: in
-# int8, where the latter turns each element into 32 bits and back (AVX-512).
+# From so many channels on oneDNN's product is faster in int8 than its depthwise
+# convolution (with AVX-512).
 _MANY_CHANNELS = 256
 
 

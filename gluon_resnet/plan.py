@@ -73,12 +73,12 @@ class Weights:
     def get(
         self, name: str, dims: tuple[int, ...], layout: int, wanted: Descriptor
     ) -> Memory:
-        """Return a weight of `dims`, whose array is in the order of `layout`."""
-        array = self.arrays[name]
-        is_float = array.dtype == np.float32
+        """Return a weight as `wanted`; its array has `dims`, in the order `layout`."""
         packed = self._packed.get(name)
         if packed is not None and packed.descriptor == wanted:
             return packed
+        array = self.arrays[name]
+        is_float = array.dtype == np.float32
         # Packed int8 weights hold sums beside the elements, and cannot be packed anew.
         if packed is None or not is_float:
             dtype = F32 if is_float else S8

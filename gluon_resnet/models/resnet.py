@@ -110,9 +110,11 @@ def resnet(
 def empty_resnet(spec: ModelSpec, *, num_classes: int, ctx: Contexts = None) -> Chain:
     """Return the network of `spec` with zeros, for `load_weights` to fill.
 
-    Drawing values that are overwritten would take seconds.
+    Drawing values that are overwritten would take seconds, and gradients, which it
+    has not, as much memory as the parameters.
     """
     net = resnet(spec, num_classes=num_classes)
+    net.collect_params().setattr("grad_req", "null")
     net.initialize(mx.init.Zero(), ctx=ctx or mx.cpu())
     return net
 
