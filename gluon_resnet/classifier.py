@@ -2,7 +2,6 @@
 """A network with all that its answers need: weights, pixels and class names."""
 
 import logging
-import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from gluon_resnet.models import model_spec
 from gluon_resnet.models.resnet import empty_resnet
 from gluon_resnet.postprocess import load_class_names, postprocess
 from gluon_resnet.preprocess import ImageSource, Protocol, preprocess
-from gluon_resnet.weights import checkpoint, fetch, load_weights, read_tensors
+from gluon_resnet.weights import checkpoint, classes_of, fetch, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +102,7 @@ def init_model(
         path = bundled.weights() if is_bundled else Path(weights)
         model = bundled.MODEL if is_bundled else model_spec(name).name
         name = bundled.NAME if is_bundled else model
-        num_classes = _num_classes(path)
+        num_classes = classes_of(path)
         card = _card(model, path, num_classes)
     net = empty_resnet(model_spec(card.model), num_classes=num_classes, ctx=ctx)
     load_weights(net, path)
@@ -176,14 +175,3 @@ def _class_names(data_set: Optional[str], num_classes: int) -> tuple[str, ...]:
     if len(names) == num_classes:
         return names
     return tuple(f"class {label}" for label in range(num_classes))
-
-
-def _num_classes(path: Path) -> int:
-    """Return how many classes the classifier in a weights file has."""
-    _, tensors = read_tensors(path)
-    for key, value in tensors.items():
-        if re.search(r"(^|[._])(fc|output|dense0)[._]weight$", key):
-            return len(value)
-    raise InputError(
-        f"{path} has no classifier (fc, output or dense0); give a file of a whole net"
-    )

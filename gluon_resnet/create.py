@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`create_model`: from a name to a network with fresh or published weights."""
 
+from pathlib import Path
 from typing import Optional, Union
 
 import mxnet as mx
@@ -9,7 +10,7 @@ from mxnet.gluon import HybridBlock
 
 from gluon_resnet.models import model_spec
 from gluon_resnet.models.resnet import Contexts, empty_resnet, resnet
-from gluon_resnet.weights import checkpoint, fetch, load_weights
+from gluon_resnet.weights import checkpoint, classes_of, fetch, load_weights
 
 
 def create_model(
@@ -18,7 +19,7 @@ def create_model(
     num_classes: Optional[int] = None,
     in_channels: int = 3,
     ctx: Contexts = None,
-    pretrained: Union[bool, str] = False,
+    pretrained: Union[bool, str, Path] = False,
     accept_licence: bool = False,
     **regularisers,
 ) -> HybridBlock:
@@ -30,7 +31,8 @@ def create_model(
     name: a model or an alias; with `pretrained` also MODEL.TAG (`list_weights`).
     num_classes: classes; default those of the weights, or the model's own.
     ctx: the device or devices of the parameters; default `mx.cpu()`.
-    pretrained: True for the published weights that `name` stands for, or their TAG.
+    pretrained: True for the published weights that `name` stands for, or their TAG, or
+    the Path of a file of your own, in any format that `load_weights` reads.
     With another number of classes the classifier starts fresh; with other than three
     channels the first convolution is adapted as timm does: one channel sums the
     kernels, others repeat them, scaled to the same sum.
@@ -42,17 +44,22 @@ def create_model(
     Raises InputError for an unknown name, an option outside its range, and weights that
     cannot be had.
     """
+    stored_classes = None
     if not pretrained:
         spec, path = model_spec(name), None
+    elif isinstance(pretrained, Path):
+        spec, path = model_spec(name), pretrained
+        stored_classes = classes_of(path)
     else:
         row = checkpoint(name if pretrained is True else f"{name}.{pretrained}")
         spec, path = model_spec(row.model), fetch(row, accept_licence=accept_licence)
-        num_classes = row.num_classes if num_classes is None else num_classes
+        stored_classes = row.num_classes
+    num_classes = stored_classes if num_classes is None else num_classes
     net = resnet(spec, num_classes=num_classes, in_channels=in_channels, **regularisers)
     he_normal = mx.init.Xavier(rnd_type="gaussian", factor_type="out", magnitude=2)
     net.initialize(he_normal, ctx=ctx or mx.cpu())
     if path is not None:
-        source = empty_resnet(spec, num_classes=row.num_classes)
+        source = empty_resnet(spec, num_classes=stored_classes)
         load_weights(source, path)
         _copy_adapted(source, net)
     return net

@@ -44,7 +44,7 @@ class Recipe:
     published_top1: Optional[float] = None
     """Percent, as the source says; None: not published."""
     initial_weights: Optional[str] = None
-    """MODEL.TAG of the weights a fine-tuning starts from."""
+    """MODEL.TAG or a file: the weights that a fine-tuning starts from."""
 
     # Images
     transforms: tuple[Transform, ...] = ()

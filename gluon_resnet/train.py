@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 import mxnet as mx
 import numpy as np
@@ -23,7 +23,7 @@ from tqdm import tqdm
 import gluon_resnet
 from gluon_resnet import bundled, command
 from gluon_resnet.augment import one_hot
-from gluon_resnet.card import Card, write_card
+from gluon_resnet.card import Card, read_card, write_card
 from gluon_resnet.create import create_model
 from gluon_resnet.device import device
 from gluon_resnet.errors import InputError
@@ -35,7 +35,7 @@ from gluon_resnet.loader import (
     training_batches,
     validation_batches,
 )
-from gluon_resnet.models import set_drop_block
+from gluon_resnet.models import model_spec, set_drop_block
 from gluon_resnet.recipe import (
     Recipe,
     described,
@@ -58,7 +58,7 @@ from gluon_resnet.run_state import (
 )
 from gluon_resnet.training_step import TrainingStep
 from gluon_resnet.validate import validate
-from gluon_resnet.weights import save_weights
+from gluon_resnet.weights import checkpoint, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -244,16 +244,19 @@ def training_net(
 ) -> HybridBlock:
     """The recipe's network with the parameters that its training starts from.
 
-    is_new: False leaves published weights aside, since a checkpoint will replace them.
+    is_new: False leaves `initial_weights` aside, since a checkpoint will replace them.
+    Raises InputError where those cannot be had or are of another model.
     """
     options = {}
     if recipe.sync_bn and len(contexts) > 1:
         options["norm_layer"] = SyncBatchNorm
         options["norm_options"] = {"num_devices": len(contexts)}
-    is_pretrained = is_new and recipe.initial_weights is not None
+    name, pretrained = recipe.model, False
+    if is_new and recipe.initial_weights is not None:
+        name, pretrained = _published_or_file(recipe.initial_weights, recipe.model)
     net = create_model(
-        recipe.initial_weights if is_pretrained else recipe.model,
-        pretrained=is_pretrained,
+        name,
+        pretrained=pretrained,
         num_classes=recipe.num_classes,
         ctx=contexts,
         dropout=recipe.dropout,
@@ -262,12 +265,24 @@ def training_net(
         last_gamma=recipe.last_gamma,
         **options,
     )
-    if is_pretrained and net.spec.name != recipe.model:
+    if net.spec.name != model_spec(recipe.model).name:
         raise InputError(
             f"initial_weights {recipe.initial_weights} are for {net.spec.name}, the "
             f"model is {recipe.model}: give weights of it, or none"
         )
     return net
+
+
+def _published_or_file(weights: str, model: str) -> tuple[str, Union[bool, Path]]:
+    """What `create_model` takes as name and `pretrained` to begin with them."""
+    path = Path(weights)
+    if path.is_file():
+        card = read_card(path)
+        return card.model if card else model, path
+    try:
+        return checkpoint(weights).name, True
+    except InputError as error:
+        raise InputError(f"initial_weights {weights} is no file, and {error}") from None
 
 
 def arrays_of(step: TrainingStep) -> dict[str, np.ndarray]:

@@ -44,6 +44,17 @@ def test_another_number_of_classes_keeps_all_but_the_classifier(published):
             assert (other.data() == parameter.data()).asnumpy().all()
 
 
+def test_file_of_ones_own_is_taken_as_published_weights_are(published, tmp_path):
+    path = save_weights(published, tmp_path / "mine.params")
+    name = published.spec.name
+    ours = create_model(name, pretrained=path)
+    np.testing.assert_array_equal(ours(IMAGES).asnumpy(), published(IMAGES).asnumpy())
+    other = create_model(name, pretrained=path, num_classes=7)
+    assert other(IMAGES).shape == (2, 7)
+    kernels = [net.stem.conv1.weight.data().asnumpy() for net in (other, published)]
+    np.testing.assert_array_equal(*kernels)
+
+
 def test_one_channel_answers_as_three_equal_ones(published):
     if published.spec.family == "v2":
         pytest.skip("its input norm has statistics of its own for each channel")

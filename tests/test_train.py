@@ -381,18 +381,43 @@ def test_loss_that_is_not_finite_is_told_with_its_step(rec, tmp_path, monkeypatc
     )
 
 
+BUNDLED_KERNEL = mx.nd.load(str(bundled.weights()))["stem.conv1.weight"].asnumpy()
+
+
+def starts_from_bundled_weights(recipe, *, is_new):
+    kernel = training_net(recipe, [mx.cpu()], is_new=is_new).stem.conv1.weight
+    return (kernel.data().asnumpy() == BUNDLED_KERNEL).all()
+
+
 def test_fine_tuning_starts_from_published_weights(monkeypatch):
-    tag = "openmmlab_3rdparty-mill_in21k"
-    row = create.checkpoint(f"resnet50_v1b.{tag}")
-    local = replace(row, model=TOY.model, num_classes=10)
+    name = "resnet50_v1b.openmmlab_3rdparty-mill_in21k"
+    local = replace(create.checkpoint(name), model=TOY.model, num_classes=10)
     monkeypatch.setattr(create, "checkpoint", lambda name: local)
     monkeypatch.setattr(create, "fetch", lambda row, **_: bundled.weights())
-    recipe = replace(TOY, initial_weights=f"{TOY.model}.any")
-    published = mx.nd.load(str(bundled.weights()))["stem.conv1.weight"].asnumpy()
-    for is_new in (True, False):
-        net = training_net(recipe, [mx.cpu()], is_new=is_new)
-        kernel = net.stem.conv1.weight.data().asnumpy()
-        assert (kernel == published).all() == is_new
+    recipe = replace(TOY, initial_weights=name)
+    assert starts_from_bundled_weights(recipe, is_new=True)
+    assert not starts_from_bundled_weights(recipe, is_new=False)
+
+
+def test_fine_tuning_starts_from_a_file():
+    recipe = replace(TOY, initial_weights=str(bundled.weights()))
+    assert starts_from_bundled_weights(recipe, is_new=True)
+    assert not starts_from_bundled_weights(recipe, is_new=False)
+
+
+def test_initial_weights_of_another_model_are_refused():
+    weights = str(bundled.weights())
+    recipe = replace(TOY, model="cifar_resnet20_v2", initial_weights=weights)
+    assert error_of(training_net, recipe, [mx.cpu()]) == (
+        f"initial_weights {weights} are for cifar_resnet20_v1, the model is "
+        "cifar_resnet20_v2: give weights of it, or none"
+    )
+
+
+@pytest.mark.parametrize("name", ["mine.params", "cifar_resnet20_v1.gluonvc"])
+def test_initial_weights_that_are_not_there_are_told(name):
+    message = error_of(training_net, replace(TOY, initial_weights=name), [mx.cpu()])
+    assert message.startswith(f"initial_weights {name} is no file, and unknown ")
 
 
 def test_norms_are_synchronised_over_several_devices_alone():

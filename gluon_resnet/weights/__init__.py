@@ -3,7 +3,7 @@
 
 from gluon_resnet.weights.download import fetch
 from gluon_resnet.weights.formats import read_tensors
-from gluon_resnet.weights.load import LoadReport, load_weights
+from gluon_resnet.weights.load import LoadReport, classes_of, load_weights
 from gluon_resnet.weights.published import (
     DEFAULT_WEIGHTS,
     Checkpoint,
@@ -17,6 +17,7 @@ __all__ = [
     "Checkpoint",
     "LoadReport",
     "checkpoint",
+    "classes_of",
     "fetch",
     "list_weights",
     "load_weights",

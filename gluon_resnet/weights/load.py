@@ -18,6 +18,7 @@ from gluon_resnet.weights.layouts import LAYOUTS, bare_symbol
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.|arg:|aux:)*")
+_CLASSIFIER = re.compile(r"(^|[._])(fc|output|dense0)[._]weight$")
 _SHOWN = 10  # offenders of a kind in an error; a LoadReport has all
 
 
@@ -86,6 +87,20 @@ def load_weights(
     for name, value in values.items():
         _fill(parameters[name], value)
     return report
+
+
+def classes_of(path: Path) -> int:
+    """Return how many classes the classifier in a weights file has.
+
+    Raises InputError where the file cannot be read or has no classifier.
+    """
+    _, tensors = read_tensors(path)
+    for key, value in tensors.items():
+        if _CLASSIFIER.search(key):
+            return len(value)
+    raise InputError(
+        f"{path} has no classifier (fc, output or dense0); give a file of a whole net"
+    )
 
 
 def _bare(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
