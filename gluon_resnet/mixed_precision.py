@@ -15,9 +15,15 @@ def compute_in(symbol: mx.sym.Symbol, dtype: str) -> mx.sym.Symbol:
     What stands between them stays in that type where it loses nothing by it; all else,
     the outputs and all parameters are float32. (`amp.convert_symbol` makes graphs that
     do not run where there is a Dropout.)
+
+    In bfloat16 the convolution of the image is float32, too: with three channels oneDNN
+    2.4 gives it a layout that its fast BatchNorm does not take.
     """
     graph = json.loads(symbol.tojson())
     nodes = graph["nodes"]
+    image_layer = None
+    if dtype == "bfloat16":
+        image_layer = next(node for node in nodes if node["op"] == "Convolution")
     is_low = [False] * len(nodes)
     casts = {}
 
@@ -33,15 +39,14 @@ def compute_in(symbol: mx.sym.Symbol, dtype: str) -> mx.sym.Symbol:
 
     for index, node in enumerate(list(nodes)):
         inputs = node["inputs"]
-        if node["op"] in _MATRIX_PRODUCTS:
+        low = [entry for entry in inputs if is_low[entry[0]]]
+        is_product = node["op"] in _MATRIX_PRODUCTS and node is not image_layer
+        if is_product or (node["op"] in _NEUTRAL and low):
             is_low[index] = True
             for entry in inputs:
                 if not is_low[entry[0]]:
                     cast(entry, dtype)
-            continue
-        low = [entry for entry in inputs if is_low[entry[0]]]
-        # The other inputs of a norm are its parameters.
-        if node["op"] == "BatchNorm" or (node["op"] in _NEUTRAL and low == inputs):
+        elif node["op"] == "BatchNorm":  # its other inputs are parameters
             is_low[index] = bool(low)
         else:
             for entry in low:
