@@ -54,3 +54,15 @@ def read_card(weights: Path) -> Optional[Card]:
             f"{path} is no card of weights ({error}); it holds model, protocol and "
             "data_set as `gluon_resnet.train` writes them: mend or remove it"
         ) from None
+
+
+def check_model(stored: str, model: str, weights: Path) -> None:
+    """Raise InputError unless `weights`, which name `stored`, are of `model`.
+
+    Some networks have the same parameters and compute otherwise: v1c and v1d.
+    """
+    if stored != model:
+        raise InputError(
+            f"{weights} says that these are weights of {stored}, not of {model}; give "
+            f"--model {stored}"
+        )

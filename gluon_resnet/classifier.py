@@ -12,7 +12,7 @@ import numpy as np
 from mxnet.gluon import HybridBlock
 
 from gluon_resnet import bundled
-from gluon_resnet.card import Card, card_path, read_card
+from gluon_resnet.card import Card, card_path, check_model, read_card
 from gluon_resnet.errors import InputError
 from gluon_resnet.inference import Forward, check_precision, inference_form
 from gluon_resnet.int8 import Int8Model, is_int8, load_int8, needs_quantizing
@@ -141,16 +141,8 @@ def _int8_model(
     check_precision("int8", ctx)
     net = load_int8(weights)
     card = net.card
-    _check_model(card.model, model, weights)
+    check_model(card.model, model, weights)
     return Classifier(model, net, card.protocol, card.class_names, ctx, "int8")
-
-
-def _check_model(stored: str, model: str, weights: Path) -> None:
-    if stored != model:
-        raise InputError(
-            f"{weights} says that these are weights of {stored}, not of {model}; give "
-            f"--model {stored}"
-        )
 
 
 def _card(model: str, weights: Path, num_classes: int) -> Card:
@@ -166,7 +158,7 @@ def _card(model: str, weights: Path, num_classes: int) -> Card:
                 row.name,
             )
         return Card(model, row.protocol, _DATA_SETS.get(num_classes))
-    _check_model(card.model, model, card_path(weights))
+    check_model(card.model, model, card_path(weights))
     return card
 
 

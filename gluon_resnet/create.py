@@ -8,6 +8,7 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
+from gluon_resnet.card import card_path, check_model, read_card
 from gluon_resnet.models import model_spec
 from gluon_resnet.models.resnet import Contexts, empty_resnet, resnet
 from gluon_resnet.weights import checkpoint, classes_of, fetch, load_weights
@@ -42,7 +43,7 @@ def create_model(
     Fresh convolutions start from He et al.'s normal (fan out, arXiv:1502.01852), a
     fresh classifier from N(0, 0.01).
     Raises InputError for an unknown name, an option outside its range, and weights that
-    cannot be had.
+    cannot be had or whose card names another model.
     """
     stored_classes = None
     if not pretrained:
@@ -50,6 +51,9 @@ def create_model(
     elif isinstance(pretrained, Path):
         spec, path = model_spec(name), pretrained
         stored_classes = classes_of(path)
+        card = read_card(path)
+        if card is not None:
+            check_model(card.model, spec.name, card_path(path))
     else:
         row = checkpoint(name if pretrained is True else f"{name}.{pretrained}")
         spec, path = model_spec(row.model), fetch(row, accept_licence=accept_licence)

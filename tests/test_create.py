@@ -7,7 +7,9 @@ import pytest
 from draw import draw_images, fill_gluon
 
 from gluon_resnet import create, create_model, save_weights
+from gluon_resnet.card import Card, write_card
 from gluon_resnet.errors import InputError
+from gluon_resnet.preprocess import Protocol
 
 MODELS = ["resnet18_v1b", "resnet18_v2", "resnest14d", "cifar_resnet20_v1"]
 
@@ -53,6 +55,14 @@ def test_file_of_ones_own_is_taken_as_published_weights_are(published, tmp_path)
     assert other(IMAGES).shape == (2, 7)
     kernels = [net.stem.conv1.weight.data().asnumpy() for net in (other, published)]
     np.testing.assert_array_equal(*kernels)
+
+
+def test_file_whose_card_names_another_model_is_refused(tmp_path):
+    path = save_weights(create_model("resnet50_v1c"), tmp_path / "mine.params")
+    create_model("resnet50_v1d", pretrained=path)  # all names and shapes are the same
+    write_card(path, Card("resnet50_v1c", Protocol()))
+    with pytest.raises(InputError, match="of resnet50_v1c, not of resnet50_v1d"):
+        create_model("resnet50_v1d", pretrained=path)
 
 
 def test_one_channel_answers_as_three_equal_ones(published):
