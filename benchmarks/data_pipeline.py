@@ -43,15 +43,15 @@ from mxnet.gluon.data import DataLoader
 from mxnet.gluon.data.vision import ImageRecordDataset, transforms
 from mxnet.recordio import IRHeader, MXIndexedRecordIO, pack
 
-from gluon_resnet.augment import (
+from gluon_resnet.data.augment import (
     color_jitter,
     lighting,
     random_flip,
     random_resized_crop,
 )
-from gluon_resnet.loader import training_batches, validation_batches
+from gluon_resnet.data.loader import training_batches, validation_batches
 from gluon_resnet.preprocess import Protocol, preprocess, read_image
-from gluon_resnet.records import RecordFile
+from gluon_resnet.data.records import RecordFile
 
 KINDS = ("evaluation", "training")
 CORES = len(os.sched_getaffinity(0))

@@ -22,13 +22,13 @@ from mxnet import autograd
 from mxnet.recordio import IRHeader, MXIndexedRecordIO, pack_img
 
 from gluon_resnet import save_weights
-from gluon_resnet.card import Card, write_card
+from gluon_resnet.weights.card import Card, write_card
 from gluon_resnet.files import replacing
-from gluon_resnet.loader import validation_batches
+from gluon_resnet.data.loader import validation_batches
 from gluon_resnet.models import model_spec
 from gluon_resnet.models.resnet import resnet
 from gluon_resnet.preprocess import Protocol
-from gluon_resnet.records import RecordFile
+from gluon_resnet.data.records import RecordFile
 from gluon_resnet.weights import layouts
 
 NUM_IMAGES, NUM_CALIBRATION = 16, 64

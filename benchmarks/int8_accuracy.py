@@ -14,11 +14,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gluon_resnet.classifier import init_model
-from gluon_resnet.loader import validation_batches
-from gluon_resnet.predictions import accuracy
+from gluon_resnet.data.loader import validation_batches
+from gluon_resnet.data.records import RecordFile
+from gluon_resnet.predictions import accuracy, predict
 from gluon_resnet.quantize import CALIBRATIONS, quantize
-from gluon_resnet.records import RecordFile
-from gluon_resnet.validate import predict
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ from training_step_side import (
 
 from gluon_resnet import create_model, load_weights, save_weights
 from gluon_resnet.preprocess import Protocol
-from gluon_resnet.recipe import Recipe
-from gluon_resnet.training_step import TrainingStep
+from gluon_resnet.training.recipe import Recipe
+from gluon_resnet.training.step import TrainingStep
 
 
 def ours(folder, images, labels, precision):

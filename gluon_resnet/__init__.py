@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "classifier": ("Classifier", "inference_model", "init_model"),
     "create": ("create_model",),
-    "inference": ("inference_form",),
+    "inference.form": ("inference_form",),
     "models": (
         "complexity",
         "extract_feat",

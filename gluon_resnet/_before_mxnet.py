@@ -13,6 +13,8 @@ from collections.abc import Callable, MutableMapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from gluon_resnet.cpu import CPUS, cpu_flags, physical_cores
+
 # What libmxnet.so of mxnet-cu112 links and NVIDIA's wheels ship, as paths below their
 # common folder. Each finds its own siblings through its RUNPATH.
 CUDA_LIBRARIES = (
@@ -98,20 +100,6 @@ def load_cuda_libraries() -> None:
                 )
 
 
-def physical_cores(
-    cpus: set[int], topology: Path = Path("/sys/devices/system/cpu")
-) -> int:
-    """Return how many cores `cpus` are: Linux counts one of two threads twice."""
-    cores = set()
-    for cpu in cpus:
-        siblings = topology / f"cpu{cpu}" / "topology" / "thread_siblings_list"
-        try:
-            cores.add(siblings.read_text())
-        except OSError:
-            cores.add(cpu)
-    return len(cores)
-
-
 def set_up_openmp(environment: MutableMapping[str, str], cores: int) -> None:
     """Have OpenMP use all cores, and hand work over without delay.
 
@@ -156,17 +144,6 @@ def switch_on_amx(
     return "AMX is on"
 
 
-def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """Return what Linux says that the processor has; nothing where it says nothing."""
-    try:
-        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return set()
-    return next(
-        (set(line.split()) for line in lines if line.startswith("flags")), set()
-    )
-
-
 def ask_for_tiles() -> bool:
     """Ask Linux for the AMX tile registers: arch_prctl(ARCH_REQ_XCOMP_PERM, 18)."""
     syscall, request, tile_data = 158, 0x1023, 18
@@ -176,10 +153,7 @@ def ask_for_tiles() -> bool:
 check_packages()
 add_numpy_names()
 AMX = "AMX is off: not on Linux"
-CPUS = set()
-"""Those that this process may use. OpenMP may bind a thread to one of them later."""
 if sys.platform == "linux":
-    CPUS = os.sched_getaffinity(0)
     # Before the library is loaded, which reads them once.
     set_up_openmp(os.environ, physical_cores(CPUS))
     load_system_libraries()

@@ -19,15 +19,15 @@ from gluon_resnet import command
 from gluon_resnet.classifier import init_model
 from gluon_resnet.create import create_model
 from gluon_resnet.errors import InputError
-from gluon_resnet.inference import (
+from gluon_resnet.inference.batch_memory import check_batch
+from gluon_resnet.inference.form import (
     PRECISIONS,
     Forward,
     PlannedForm,
     inference_form,
     openmp,
 )
-from gluon_resnet.int8 import needs_quantizing
-from gluon_resnet.memory import check_batch
+from gluon_resnet.inference.int8 import needs_quantizing
 from gluon_resnet.models import model_spec
 
 _WARM_UP = 3

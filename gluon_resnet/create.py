@@ -8,10 +8,10 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-from gluon_resnet.card import card_path, check_model, read_card
 from gluon_resnet.models import model_spec
 from gluon_resnet.models.resnet import Contexts, empty_resnet, resnet
 from gluon_resnet.weights import checkpoint, classes_of, fetch, load_weights
+from gluon_resnet.weights.card import card_path, check_model, read_card
 
 
 def create_model(

@@ -24,8 +24,8 @@ from gluon_resnet.classifier import Classifier, init_model
 from gluon_resnet.device import device
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
-from gluon_resnet.inference import PRECISIONS
-from gluon_resnet.memory import check_batch
+from gluon_resnet.inference.batch_memory import check_batch
+from gluon_resnet.inference.form import PRECISIONS
 from gluon_resnet.models import last_map
 from gluon_resnet.postprocess import postprocess
 from gluon_resnet.preprocess import preprocess

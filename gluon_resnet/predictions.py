@@ -2,11 +2,17 @@
 """What a net answered to images of known labels, and what follows from it."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
+import mxnet as mx
 import numpy as np
+from mxnet.gluon import HybridBlock
+
+from gluon_resnet.data.loader import Batch
+from gluon_resnet.errors import InputError
 
 # With more classes there is no room for names and numbers.
 MOST_NAMED_CLASSES = 30
@@ -35,6 +41,63 @@ class Predictions:
     def hits(self) -> np.ndarray:
         """Where the label is among the ranked classes, bool like `ranked`."""
         return self.ranked == self.labels[:, None]
+
+
+def validate(
+    net: HybridBlock, batches: Iterable[Batch], *, ctx: Optional[mx.Context] = None
+) -> Accuracy:
+    """Score every image of `batches` once; arguments and errors are `predict`'s."""
+    return accuracy(predict(net, batches, ctx=ctx))
+
+
+def predict(
+    net: HybridBlock, batches: Iterable[Batch], *, ctx: Optional[mx.Context] = None
+) -> Predictions:
+    """Rank the classes for every image of `batches`, (images, labels (N,)), once.
+
+    images: (N, 3, H, W), or (N, K, 3, H, W) with K crops of each, whose probabilities
+    are averaged: Krizhevsky et al., NIPS 2012, section 4.1, "averaging the predictions
+    made by the network's softmax layer on the ten patches", which is the "standard
+    10-crop testing" of arXiv:1512.03385, section 3.4. (The ONNX Model Zoo and GluonCV
+    have no ten-crop script for images; fb.resnet.torch adds up logits.)
+    Among equals the lower class comes first. Raises InputError when there is no image,
+    a label is no class of the net or a logit is not finite.
+    """
+    labels, ranked = [], []
+    for images, batch_labels in batches:
+        scores = _scores(net, images, ctx or mx.cpu())
+        num_classes = scores.shape[1]
+        if not set(batch_labels) <= set(range(num_classes)):
+            raise InputError(
+                f"labels from {min(batch_labels)} to {max(batch_labels)} for a network "
+                f"of {num_classes} classes: give the images that it was trained for"
+            )
+        labels.append(batch_labels)
+        ranked.append(np.argsort(-scores, axis=1, kind="stable")[:, :5])
+    if not labels:
+        raise InputError("there is no image to validate on: give a filled record file")
+    return Predictions(np.concatenate(labels), np.concatenate(ranked), num_classes)
+
+
+def _scores(net: HybridBlock, images: np.ndarray, ctx: mx.Context) -> np.ndarray:
+    """Logits (N, C), or the mean probabilities where there are crops."""
+    if images.ndim == 5:
+        # Crop by crop: what runs together is as large as without crops.
+        crops = (_scores(net, images[:, k], ctx) for k in range(images.shape[1]))
+        return np.mean([_softmax(logits) for logits in crops], axis=0)
+    logits = net(mx.nd.array(images, ctx=ctx)).asnumpy()
+    if not np.isfinite(logits).all():
+        raise InputError(
+            "the network answers with logits that are not finite: its weights are "
+            "damaged or its training diverged"
+        )
+    return logits
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def accuracy(predictions: Predictions) -> Accuracy:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import mxnet as mx
 import numpy as np
-from mxnet.contrib.quantization import calib_graph, quantize_graph
 
 from gluon_resnet import command
 from gluon_resnet.classifier import Classifier, init_model
+from gluon_resnet.data.loader import permutation, validation_batches
+from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
-from gluon_resnet.inference_graph import inference_graph
-from gluon_resnet.int8 import Int8Card, Int8Model, packed, save_int8
-from gluon_resnet.loader import permutation, validation_batches
-from gluon_resnet.records import RecordFile
+from gluon_resnet.inference.calibration import calibrated
+from gluon_resnet.inference.int8 import Int8Card, Int8Model, packed, save_int8
+from gluon_resnet.inference.rewrites import inference_graph
 
 CALIBRATIONS = ("naive", "entropy")
 # Layers that stay fp32 in any net: a pattern of their names, and why.
@@ -28,11 +28,8 @@ FP32_LAYERS = {
     "*.conv2.fc1": "attention of 1x1 maps: nothing to win, and softmax sharpens errors",
     "*.conv2.fc2": "attention of 1x1 maps: nothing to win, and softmax sharpens errors",
 }
-# Where no convolution takes them in, these are the attention's, in fp32 already.
-_FP32_OPERATORS = ["elemwise_add", "elemwise_mul"]
 _ANY_LABEL = 2**20  # calibration has no use for labels
 _BATCH_SIZE = 8  # all layers' outputs are in memory at once
-_BINS = 4001  # of a histogram: four or more for each of the 511 steps of a half
 
 
 def quantize(
@@ -66,7 +63,7 @@ def quantize(
     os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
     graph, arrays = inference_graph(model.net)
     fused = graph.get_backend_symbol("MKLDNN_QUANTIZE")
-    quantized, arrays = _calibrated(
+    quantized, arrays = calibrated(
         fused,
         {name: mx.nd.array(array) for name, array in arrays.items()},
         _fp32_nodes(fused, model, excluded),
@@ -149,93 +146,6 @@ def _fp32_nodes(
         return any(layer_of.get(a.partition("_radix")[0]) in excluded for a in arrays)
 
     return [node["name"] for index, node in enumerate(nodes) if is_fp32(index, node)]
-
-
-def _calibrated(fused, arrays, excluded, batches, calibration):
-    """Return the int8 graph, its ranges set, and its arrays.
-
-    batches: gives an iterator over float32 images, anew at each call.
-    """
-    state_names = fused.list_auxiliary_states()
-    states = {name: arrays[name] for name in state_names}
-    arguments = {name: arrays[name] for name in arrays.keys() - states.keys()}
-    options = {"calib_mode": "naive", "quantized_dtype": "auto", "logger": None}
-    # "naive" stands for a collector that takes ranges; which, is decided below.
-    graph, _, _, collector = quantize_graph(
-        fused,
-        arguments,
-        states,
-        excluded_sym_names=excluded,
-        excluded_op_names=_FP32_OPERATORS,
-        quantize_mode="full",
-        quantize_granularity="channel-wise",
-        **options,
-    )
-    observed = _observed(fused, arrays, collector.include_layer)
-    ranges = _reached(observed, batches())
-    if calibration == "entropy":
-        ranges = _most_informative(observed, batches(), ranges)
-    collector.min_max_dict.update(ranges)
-    graph, arguments, states = calib_graph(
-        graph, arguments, states, collector, **options
-    )
-    # Ranges are known: this fuses the requantizing into the operators.
-    graph = graph.get_backend_symbol("MKLDNN_QUANTIZE")
-    return graph, {**arguments, **states}
-
-
-def _observed(fused, arrays, names):
-    """Return a function from images to {name: output} of the operators `names`."""
-    internals = fused.get_internals()
-    names = [name for name in internals.list_outputs() if name in names]
-    outputs = mx.sym.Group([internals[name] for name in names])
-    executor = mx.ndarray.CachedOp(outputs, [("static_alloc", True)])
-    inputs = outputs.list_inputs()
-
-    def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        values = {"data": mx.nd.array(images), **arrays}
-        found = executor(*(values[name] for name in inputs))
-        found = found if isinstance(found, list) else [found]
-        return {name: output.asnumpy() for name, output in zip(names, found)}
-
-    return run
-
-
-def _reached(observed, batches) -> dict[str, tuple[float, float]]:
-    """Return the least and the largest value of each output, (0, 1) for all zeros."""
-    ranges = {}
-    for images in batches:
-        for name, output in observed(images).items():
-            low, high = ranges.get(name, (0, 0))
-            # Not min and max: those of Python may lose a NaN.
-            limits = np.minimum(low, output.min()), np.maximum(high, output.max())
-            ranges[name] = limits
-    for name, (low, high) in ranges.items():
-        if not high - low < float("inf"):
-            raise InputError(f"{name} is not finite on the images of calibration")
-    return {name: limits if any(limits) else (0, 1) for name, limits in ranges.items()}
-
-
-def _most_informative(observed, batches, ranges) -> dict[str, tuple[float, float]]:
-    """Narrow each range to the one that MXNet's entropy calibration prefers."""
-    limits = {name: max(-low, high) for name, (low, high) in ranges.items()}
-    counts = {name: np.zeros(_BINS) for name in ranges}
-    for images in batches:
-        for name, output in observed(images).items():
-            limit = limits[name]
-            counts[name] += np.histogram(output, _BINS, (-limit, limit))[0]
-    narrowed = {}
-    for name, (low, _) in ranges.items():
-        edges = np.linspace(-limits[name], limits[name], _BINS + 1)
-        threshold, _ = mx.nd.contrib.calibrate_entropy(
-            mx.nd.array(counts[name]),
-            mx.nd.array(edges),
-            # A range without negative values becomes uint8, twice as fine.
-            num_quantized_bins=255 if low < 0 else 511,
-        )
-        threshold = threshold.asscalar()
-        narrowed[name] = (-threshold if low < 0 else 0, threshold)
-    return narrowed
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ is not on the disk, so that a run goes on from the last record listed. The .idx 
 final name last: where it is, the others are whole. The bytes depend neither on the
 number of workers nor on interruptions.
 
-The format is the one of mxnet.recordio (gluon_resnet.records describes it), written
+The format is the one of mxnet.recordio (gluon_resnet.data.records), written
 here without MXNet, whose writer cannot go on with a file.
 """
 
@@ -24,8 +24,8 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Optional
 
+from gluon_resnet.data.records import HEADER, MAGIC
 from gluon_resnet.errors import InputError
-from gluon_resnet.records import HEADER, MAGIC
 from imagenet_prep.working import in_order, progress
 
 LENGTH_BITS = 29

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gluon_resnet import augment
-from gluon_resnet.augment import (
+from gluon_resnet.data import augment
+from gluon_resnet.data.augment import (
     AUTO_VALUES,
     IMAGENET_POLICY,
     OPERATIONS,

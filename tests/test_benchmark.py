@@ -11,8 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from gluon_resnet import _before_mxnet, bundled, memory
+from gluon_resnet import bundled, cpu
 from gluon_resnet.errors import InputError
+from gluon_resnet.inference import batch_memory
 
 COMMAND = [sys.executable, "-m", "gluon_resnet.benchmark"]
 
@@ -71,7 +72,7 @@ def test_explained_kernels_are_those_of_one_run(batch_size):
     assert [row["ms"] for row in rows] == sorted((r["ms"] for r in rows), reverse=True)
     assert sum(row["share"] for row in rows) == pytest.approx(1)
     bf16 = [row for row in rows if row["kernel"].startswith("brgconv:avx512_core_bf16")]
-    assert bf16 or "avx512_bf16" not in _before_mxnet.cpu_flags()
+    assert bf16 or "avx512_bf16" not in cpu.cpu_flags()
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,10 @@ def test_ctrl_c_is_one_line():
 
 
 def test_needed_memory_is_that_of_the_images():
-    assert memory.bytes_needed(3, 224) == 2 * 3 * np.zeros((3, 224, 224), "f4").nbytes
+    assert (
+        batch_memory.bytes_needed(3, 224)
+        == 2 * 3 * np.zeros((3, 224, 224), "f4").nbytes
+    )
 
 
 @pytest.mark.parametrize("limit, used, free", [("9000", "2000", 7000), ("max", "1", 0)])
@@ -118,21 +122,21 @@ def test_free_memory_is_the_containers_where_it_has_less(
 ):
     (tmp_path / "max").write_text(f"{limit}\n")
     (tmp_path / "current").write_text(f"{used}\n")
-    monkeypatch.setattr(memory, "_LIMITS", (str(tmp_path / "max"),))
-    monkeypatch.setattr(memory, "_USED", (str(tmp_path / "current"),))
-    available = memory.available_bytes()
+    monkeypatch.setattr(batch_memory, "_LIMITS", (str(tmp_path / "max"),))
+    monkeypatch.setattr(batch_memory, "_USED", (str(tmp_path / "current"),))
+    available = batch_memory.available_bytes()
     assert available == free if limit != "max" else available > 10**6
 
 
 def test_batch_is_tried_where_nothing_is_known_of_memory(monkeypatch):
-    monkeypatch.setattr(memory, "available_bytes", lambda: None)
-    memory.check_batch(10**9, 32)
+    monkeypatch.setattr(batch_memory, "available_bytes", lambda: None)
+    batch_memory.check_batch(10**9, 32)
 
 
 def test_batch_beyond_memory_is_refused_before_it_is_made(monkeypatch):
-    monkeypatch.setattr(memory, "available_bytes", lambda: 10**9)
+    monkeypatch.setattr(batch_memory, "available_bytes", lambda: 10**9)
     with pytest.raises(InputError) as error:
-        memory.check_batch(10**5, 32)
+        batch_memory.check_batch(10**5, 32)
     assert str(error.value) == (
         "a batch of 100000 images of 32x32 needs at least 2.5 GB and 1.0 GB are free; "
         "lower the batch size"

@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from gluon_resnet import Protocol, bundled, init_model
-from gluon_resnet.card import Card, card_path, read_card, write_card
 from gluon_resnet.errors import InputError
+from gluon_resnet.weights.card import Card, card_path, read_card, write_card
 
 CARD = Card(bundled.MODEL, Protocol(size=28, crop_pct=1, library="pil"), "cifar10")
 

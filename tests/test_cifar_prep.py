@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from small_archives import EVIL_MEMBERS, tar, tgz
 
+from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
-from gluon_resnet.records import RecordFile
 from imagenet_prep import cifar
 from imagenet_prep.cifar import prepare, read_archive
 

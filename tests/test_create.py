@@ -7,9 +7,9 @@ import pytest
 from draw import draw_images, fill_gluon
 
 from gluon_resnet import create, create_model, save_weights
-from gluon_resnet.card import Card, write_card
 from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import Protocol
+from gluon_resnet.weights.card import Card, write_card
 
 MODELS = ["resnet18_v1b", "resnet18_v2", "resnest14d", "cifar_resnet20_v1"]
 

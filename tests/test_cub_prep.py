@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from small_archives import EVIL_MEMBERS, jpeg, tgz
 
+from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import read_image
-from gluon_resnet.records import RecordFile
 from imagenet_prep.cub import prepare
 from imagenet_prep.encoding import Encoding
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 
-from gluon_resnet.ema import update_average
+from gluon_resnet.training.ema import update_average
 
 GOLDEN = json.loads(
     Path(__file__).with_name("golden").joinpath("training.json").read_text()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from gluon_resnet import _before_mxnet
+from gluon_resnet import _before_mxnet, cpu
 
 ROOT = Path(__file__).parents[1]
 PINNED = re.compile(r"([\w-]+)==[\w.]+(; python_version [<>=]+ \"3\.\d+\")?")
@@ -120,14 +120,14 @@ def test_cuda_libraries_are_left_alone_for_the_cpu_build(tmp_path, loaded):
 
 
 def test_threads_of_one_core_are_counted_once(tmp_path):
-    for cpu, siblings in enumerate(["0,4", "1", "2-3", "2-3", "0,4"]):
-        folder = tmp_path / f"cpu{cpu}" / "topology"
+    for number, siblings in enumerate(["0,4", "1", "2-3", "2-3", "0,4"]):
+        folder = tmp_path / f"cpu{number}" / "topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(f"{siblings}\n")
-    assert _before_mxnet.physical_cores({0, 1, 2, 3, 4}, tmp_path) == 3
-    assert _before_mxnet.physical_cores({4, 3}, tmp_path) == 2
+    assert cpu.physical_cores({0, 1, 2, 3, 4}, tmp_path) == 3
+    assert cpu.physical_cores({4, 3}, tmp_path) == 2
     # Where Linux does not say it, each is taken for a core.
-    assert _before_mxnet.physical_cores({7, 8}, tmp_path) == 2
+    assert cpu.physical_cores({7, 8}, tmp_path) == 2
 
 
 def test_openmp_is_set_up_unless_the_user_did():
@@ -146,9 +146,9 @@ def test_openmp_is_set_up_unless_the_user_did():
 
 def test_openmp_has_as_many_threads_as_there_are_cores():
     code = (
-        "import ctypes, gluon_resnet.inference, gluon_resnet._before_mxnet as b\n"
-        "threads = gluon_resnet.inference.openmp().omp_get_max_threads()\n"
-        "assert threads == b.physical_cores(b.CPUS), threads\n"
+        "import ctypes, gluon_resnet.inference.form, gluon_resnet.cpu as cpu\n"
+        "threads = gluon_resnet.inference.form.openmp().omp_get_max_threads()\n"
+        "assert threads == cpu.physical_cores(cpu.CPUS), threads\n"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
@@ -199,7 +199,7 @@ def test_users_own_choice_of_instructions_stays():
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux" or "amx_tile" in _before_mxnet.cpu_flags(),
+    sys.platform != "linux" or "amx_tile" in cpu.cpu_flags(),
     reason="with AMX the answer is the kernel's",
 )
 def test_linux_refuses_tiles_that_the_processor_has_not():
@@ -208,8 +208,8 @@ def test_linux_refuses_tiles_that_the_processor_has_not():
 
 def test_processor_flags_are_linuxs_words(tmp_path):
     (tmp_path / "cpuinfo").write_text("model\t: 1\nflags\t\t: fpu amx_tile\n\n")
-    assert "amx_tile" in _before_mxnet.cpu_flags(tmp_path / "cpuinfo")
-    assert _before_mxnet.cpu_flags(tmp_path / "none") == set()
+    assert "amx_tile" in cpu.cpu_flags(tmp_path / "cpuinfo")
+    assert cpu.cpu_flags(tmp_path / "none") == set()
 
 
 def test_license_is_apache_2():

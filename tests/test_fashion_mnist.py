@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from gluon_resnet import bundled
+from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import read_image
-from gluon_resnet.records import RecordFile
 from imagenet_prep import make_sample as sample
 from imagenet_prep.fashion_mnist import convert, read_idx, read_split
 from imagenet_prep.make_sample import first_of_each_class, make_sample

@@ -9,7 +9,7 @@ import pytest
 from draw import draw_images, fill_gluon
 
 from gluon_resnet import create_model
-from gluon_resnet.fold import folded
+from gluon_resnet.inference.fold import folded
 
 # Rounding of float32 through tens of layers; a wrong fold differs by whole units.
 TOLERANCE = 2e-6

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from small_archives import jpeg
 
+from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import read_image
-from gluon_resnet.records import RecordFile
 from imagenet_prep.encoding import Encoding, encode_file, encode_png
 from imagenet_prep.folder import convert
 

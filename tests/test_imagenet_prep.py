@@ -22,9 +22,9 @@ import pytest
 from scipy.io import savemat
 from small_archives import EVIL_MEMBERS, jpeg, member, tar, tgz
 
-from gluon_resnet.augment import random_flip, random_resized_crop
+from gluon_resnet.data.augment import random_flip, random_resized_crop
+from gluon_resnet.data.loader import training_batches
 from gluon_resnet.errors import InputError
-from gluon_resnet.loader import training_batches
 from gluon_resnet.preprocess import Protocol, read_image
 from imagenet_prep import imagenet
 from imagenet_prep.encoding import Encoding
@@ -127,7 +127,7 @@ def without_checksums(dataset):
 
 
 def records_of(path, num_classes=4):
-    from gluon_resnet.records import RecordFile
+    from gluon_resnet.data.records import RecordFile
 
     return RecordFile.open(path, num_classes=num_classes)
 

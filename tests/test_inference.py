@@ -14,22 +14,17 @@ import numpy as np
 import pytest
 from draw import draw_images, fill_gluon
 
-from gluon_resnet import (
-    _before_mxnet,
-    bundled,
-    create_model,
-    inference,
-    init_model,
-    onednn,
-)
+from gluon_resnet import bundled, create_model, init_model
+from gluon_resnet.cpu import cpu_flags
+from gluon_resnet.data.loader import validation_batches
+from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
-from gluon_resnet.inference import check_precision, inference_form
-from gluon_resnet.inference_graph import inference_graph
-from gluon_resnet.loader import validation_batches
-from gluon_resnet.operators import plan_of
-from gluon_resnet.plan import Weights
-from gluon_resnet.records import RecordFile
-from gluon_resnet.steps import steps_of
+from gluon_resnet.inference import form, onednn
+from gluon_resnet.inference.form import check_precision, inference_form
+from gluon_resnet.inference.operators import plan_of
+from gluon_resnet.inference.plan import Weights
+from gluon_resnet.inference.rewrites import inference_graph
+from gluon_resnet.inference.steps import steps_of
 
 # Of the largest logit: rounding of float32 through tens of layers in another order.
 FP32_TOLERANCE = 3e-6
@@ -107,7 +102,7 @@ def test_bf16_computes_convolutions_in_bf16_but_the_first():
     kernels = kernels_of(drawn("resnet18_v1"), (1, 3, 64, 64), precision="bf16")
     names = [k["kernel"] for k in kernels if k["primitive"] == "convolution_forward"]
     assert "bf16" not in names[0]
-    if "avx512_bf16" in _before_mxnet.cpu_flags():
+    if "avx512_bf16" in cpu_flags():
         assert all(name.endswith("bf16") for name in names[1:])
 
 
@@ -225,7 +220,7 @@ def test_a_library_that_cannot_be_loaded_is_no_onednn(monkeypatch, tmp_path):
 
 def test_bf16_without_its_instructions_says_so(monkeypatch, caplog):
     caplog.set_level(logging.INFO, "gluon_resnet")
-    monkeypatch.setattr(inference._before_mxnet, "cpu_flags", set)
+    monkeypatch.setattr(form.cpu, "cpu_flags", set)
     check_precision("bf16", mx.cpu())
     (message,) = caplog.messages
     assert message.startswith("bf16: the processor has no avx512_bf16, expect less")

@@ -9,8 +9,8 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from gluon_resnet.errors import InputError
-from gluon_resnet.journal import draw_curves, journal
-from gluon_resnet.run_state import RunState
+from gluon_resnet.training.journal import draw_curves, journal
+from gluon_resnet.training.run_state import RunState
 
 BEGIN = RunState({"batch_size": 10}, num_images=40, versions={})
 STEP = {"epoch": 1, "step": 2, "loss": 0.5}

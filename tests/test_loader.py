@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from mxnet.recordio import IRHeader, MXIndexedRecordIO, pack
 
-from gluon_resnet import loader
-from gluon_resnet.augment import color_jitter, random_flip, random_resized_crop
+from gluon_resnet.data import loader
+from gluon_resnet.data.augment import color_jitter, random_flip, random_resized_crop
+from gluon_resnet.data.loader import permutation, training_batches, validation_batches
+from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
-from gluon_resnet.loader import permutation, training_batches, validation_batches
 from gluon_resnet.preprocess import Protocol, preprocess
-from gluon_resnet.records import RecordFile
 
 GOLDEN_PATH = Path(__file__).with_name("golden") / "augment.json"
 REPEATED = json.loads(GOLDEN_PATH.read_text())["repeated"]
@@ -302,7 +302,7 @@ def test_other_errors_of_a_worker_come_through(records):
 def test_ctrl_c_ends_a_process_at_once():
     code = """
         import time
-        from gluon_resnet.loader import validation_batches
+        from gluon_resnet.data.loader import validation_batches
         from gluon_resnet.preprocess import Protocol
         import numpy as np
 

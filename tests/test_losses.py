@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mxnet import autograd
 
-from gluon_resnet.losses import LOSSES
+from gluon_resnet.training.losses import LOSSES
 
 GOLDEN = json.loads(
     Path(__file__).with_name("golden").joinpath("training.json").read_text()

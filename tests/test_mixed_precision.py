@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gluon_resnet import create_model
-from gluon_resnet.mixed_precision import compute_in
+from gluon_resnet.training.mixed_precision import compute_in
 
 
 def low_outputs(net, dtype="bfloat16"):

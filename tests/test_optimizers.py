@@ -8,7 +8,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnet.optimizers import OPTIMIZERS, Step, global_norm, square_sum
+from gluon_resnet.training.optimizers import OPTIMIZERS, Step, global_norm, square_sum
 
 GOLDEN = json.loads(
     Path(__file__).with_name("golden").joinpath("training.json").read_text()

@@ -15,13 +15,13 @@ from draw import draw_images, fill_gluon
 
 from gluon_resnet import bundled, create_model
 from gluon_resnet.classifier import Classifier, init_model
+from gluon_resnet.data.loader import validation_batches
+from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
-from gluon_resnet.inference_graph import inference_graph
-from gluon_resnet.int8 import is_int8, load_int8, needs_quantizing, save_int8
-from gluon_resnet.loader import validation_batches
+from gluon_resnet.inference.int8 import is_int8, load_int8, needs_quantizing, save_int8
+from gluon_resnet.inference.rewrites import inference_graph
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.quantize import quantize
-from gluon_resnet.records import RecordFile
 
 # Rounding of float32 through tens of layers; a wrong rewrite differs by whole units.
 TOLERANCE = 2e-6

@@ -10,13 +10,13 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from gluon_resnet import augment
 from gluon_resnet.create import create_model
+from gluon_resnet.data import augment
+from gluon_resnet.data.loader import training_batches
 from gluon_resnet.errors import InputError
-from gluon_resnet.loader import training_batches
 from gluon_resnet.models.spec_pages import SPEC_PAGES
 from gluon_resnet.preprocess import Protocol
-from gluon_resnet.recipe import (
+from gluon_resnet.training.recipe import (
     Recipe,
     described,
     for_batch_size,
@@ -27,7 +27,7 @@ from gluon_resnet.recipe import (
     training_transforms,
     with_settings,
 )
-from gluon_resnet.recipes import RECIPES, recipe_named
+from gluon_resnet.training.recipes import RECIPES, recipe_named
 from gluon_resnet.weights.published import checkpoint, list_weights
 
 FASHION = RECIPES["fashion_mnist"]
@@ -763,7 +763,7 @@ def test_without_mixup_and_cutmix_a_batch_stays_as_it_is():
 def test_mix_is_the_one_that_the_recipe_has(kind, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        f"gluon_resnet.recipe.{kind}",
+        f"gluon_resnet.training.recipe.{kind}",
         lambda *batch, alpha: calls.append(alpha) or batch[:2],
     )
     recipe = replace(FASHION, **{kind: 0.3})

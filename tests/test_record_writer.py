@@ -12,8 +12,8 @@ import tracemalloc
 
 import pytest
 
+from gluon_resnet.data.records import MAGIC
 from gluon_resnet.errors import InputError
-from gluon_resnet.records import MAGIC
 from imagenet_prep import record_writer, working
 from imagenet_prep.record_writer import (
     frame,

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from mxnet.recordio import IRHeader, MXIndexedRecordIO, pack
 
-from gluon_resnet.errors import InputError
-from gluon_resnet.loader import validation_batches
-from gluon_resnet.preprocess import Protocol
-from gluon_resnet.records import (
+from gluon_resnet.data.loader import validation_batches
+from gluon_resnet.data.records import (
     MAGIC,
     RecordFile,
     in_memory,
 )
+from gluon_resnet.errors import InputError
+from gluon_resnet.preprocess import Protocol
 
 PROTOCOL = Protocol(size=8, crop_pct=1)
 KEYS = [5, 3, 11, 0, 7, 2, 9]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gluon_resnet.errors import InputError
-from gluon_resnet.run_state import (
+from gluon_resnet.training.run_state import (
     Interrupted,
     RunState,
     check_same_run,

@@ -11,9 +11,9 @@ import mxnet as mx
 import pytest
 from gluoncv.utils import LRScheduler, LRSequential
 
-from gluon_resnet.recipe import learning_rate
-from gluon_resnet.recipes import RECIPES
-from gluon_resnet.schedules import cosine, linear_warmup, step_decay
+from gluon_resnet.training.recipe import learning_rate
+from gluon_resnet.training.recipes import RECIPES
+from gluon_resnet.training.schedules import cosine, linear_warmup, step_decay
 
 GOLDEN = json.loads(
     Path(__file__).with_name("golden").joinpath("schedules.json").read_text()

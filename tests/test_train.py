@@ -21,19 +21,19 @@ from mxnet.gluon import nn
 from mxnet.gluon.contrib.nn import SyncBatchNorm
 
 from gluon_resnet import bundled, create
-from gluon_resnet import train as module
-from gluon_resnet.augment import pad_and_crop, random_flip
 from gluon_resnet.classifier import init_model
+from gluon_resnet.data.augment import pad_and_crop, random_flip
+from gluon_resnet.data.loader import validation_batches
+from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
-from gluon_resnet.loader import validation_batches
 from gluon_resnet.models import model_spec
+from gluon_resnet.predictions import validate
 from gluon_resnet.preprocess import Protocol
-from gluon_resnet.recipe import smoke
-from gluon_resnet.recipes import RECIPES
-from gluon_resnet.records import RecordFile
-from gluon_resnet.run_state import Interrupted, checkpoints, load_state
-from gluon_resnet.train import train, training_net
-from gluon_resnet.validate import validate
+from gluon_resnet.training import loop as module
+from gluon_resnet.training.loop import train, training_net
+from gluon_resnet.training.recipe import smoke
+from gluon_resnet.training.recipes import RECIPES
+from gluon_resnet.training.run_state import Interrupted, checkpoints, load_state
 from imagenet_prep.fashion_mnist import write_split
 
 TOY = replace(

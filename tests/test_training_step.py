@@ -19,8 +19,8 @@ from gluon_resnet.create import create_model
 from gluon_resnet.errors import InputError
 from gluon_resnet.models import set_drop_block
 from gluon_resnet.preprocess import Protocol
-from gluon_resnet.recipe import Recipe
-from gluon_resnet.training_step import LossScale, TrainingStep
+from gluon_resnet.training.recipe import Recipe
+from gluon_resnet.training.step import LossScale, TrainingStep
 
 GOLDEN = json.loads(
     Path(__file__).with_name("golden").joinpath("training.json").read_text()

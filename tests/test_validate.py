@@ -17,8 +17,9 @@ from PIL import Image
 
 from gluon_resnet import bundled
 from gluon_resnet import validate as validate_module
+from gluon_resnet.data.loader import validation_batches
+from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
-from gluon_resnet.loader import validation_batches
 from gluon_resnet.predictions import (
     MOST_NAMED_CLASSES,
     Accuracy,
@@ -27,11 +28,12 @@ from gluon_resnet.predictions import (
     confusion_matrix,
     draw_confusion,
     per_class,
+    predict,
+    validate,
     write_per_class,
 )
 from gluon_resnet.preprocess import Protocol
-from gluon_resnet.records import RecordFile
-from gluon_resnet.validate import predict, published_row, validate, validate_file
+from gluon_resnet.validate import published_row, validate_file
 from gluon_resnet.weights import checkpoint
 
 

@@ -16,12 +16,12 @@ from typing import Any, Optional, Union, get_args, get_type_hints
 
 import numpy as np
 
-from gluon_resnet.augment import cutmix, mixup
+from gluon_resnet.data.augment import cutmix, mixup
+from gluon_resnet.data.loader import Transform
 from gluon_resnet.errors import InputError
-from gluon_resnet.loader import Transform
 from gluon_resnet.models import model_spec
 from gluon_resnet.preprocess import Protocol
-from gluon_resnet.schedules import cosine, linear_warmup
+from gluon_resnet.training.schedules import cosine, linear_warmup
 
 Schedule = Callable[[float, int, float], float]
 

@@ -13,7 +13,7 @@ part of the batch, 8 (CUB) to 256 images: fewer devices have those of more.
 from dataclasses import replace
 from functools import partial
 
-from gluon_resnet.augment import (
+from gluon_resnet.data.augment import (
     auto_augment,
     color_jitter,
     efficientnet_crop,
@@ -28,8 +28,8 @@ from gluon_resnet.augment import (
 )
 from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import Protocol
-from gluon_resnet.recipe import Recipe, for_batch_size, nearest
-from gluon_resnet.schedules import cosine, step_decay
+from gluon_resnet.training.recipe import Recipe, for_batch_size, nearest
+from gluon_resnet.training.schedules import cosine, step_decay
 from gluon_resnet.weights.published import checkpoint
 
 

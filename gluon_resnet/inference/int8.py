@@ -21,9 +21,9 @@ import numpy as np
 from gluon_resnet._before_mxnet import cpu_flags
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
-from gluon_resnet.inference import Forward, PlannedForm
+from gluon_resnet.inference.form import Forward, PlannedForm
+from gluon_resnet.inference.plan import SCALE
 from gluon_resnet.models import ModelSpec, model_spec
-from gluon_resnet.plan import SCALE
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.weights import read_tensors
 

@@ -15,12 +15,12 @@ from mxnet.gluon import HybridBlock, nn
 from mxnet.gluon.contrib.nn import SyncBatchNorm
 
 from gluon_resnet import _before_mxnet
-from gluon_resnet.ema import update_average
 from gluon_resnet.errors import InputError
-from gluon_resnet.losses import LOSSES
-from gluon_resnet.mixed_precision import compute_in
-from gluon_resnet.optimizers import OPTIMIZERS, Step, global_norm
-from gluon_resnet.recipe import Recipe
+from gluon_resnet.training.ema import update_average
+from gluon_resnet.training.losses import LOSSES
+from gluon_resnet.training.mixed_precision import compute_in
+from gluon_resnet.training.optimizers import OPTIMIZERS, Step, global_norm
+from gluon_resnet.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 

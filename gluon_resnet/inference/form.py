@@ -17,12 +17,13 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
-from gluon_resnet import _before_mxnet, onednn
+from gluon_resnet import cpu
 from gluon_resnet.errors import InputError
-from gluon_resnet.inference_graph import inference_graph
-from gluon_resnet.operators import plan_of
-from gluon_resnet.plan import Plan, Weights
-from gluon_resnet.steps import steps_of
+from gluon_resnet.inference import onednn
+from gluon_resnet.inference.operators import plan_of
+from gluon_resnet.inference.plan import Plan, Weights
+from gluon_resnet.inference.rewrites import inference_graph
+from gluon_resnet.inference.steps import steps_of
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def check_precision(precision: str, ctx: mx.Context) -> None:
             "precision bf16 needs a processor with AVX-512, which ONEDNN_MAX_CPU_ISA "
             "may restrict; use fp32"
         )
-    if precision == "bf16" and "avx512_bf16" not in _before_mxnet.cpu_flags():
+    if precision == "bf16" and "avx512_bf16" not in cpu.cpu_flags():
         log.info("bf16: the processor has no avx512_bf16, expect less speed than fp32")
 
 
@@ -95,7 +96,7 @@ class PlannedForm:
         self._pixels_at_a_time = _AT_A_TIME[precision] * 224 * 224
         self._cores = openmp().omp_get_max_threads()
         # One to each core, whatever core the thread is bound to that starts them.
-        cpus = sorted(_before_mxnet.CPUS)
+        cpus = sorted(cpu.CPUS)
         places = iter([cpus[core :: self._cores] for core in range(self._cores)])
         self._pool = ThreadPoolExecutor(
             self._cores, initializer=lambda: _work_alone(next(places))

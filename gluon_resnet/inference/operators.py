@@ -13,11 +13,11 @@ from typing import Optional, Union
 
 import numpy as np
 
-from gluon_resnet import onednn
-from gluon_resnet.fold import factor_and_shift
-from gluon_resnet.onednn import F32, S8, Descriptor, Memory, PostOp
-from gluon_resnet.plan import SCALE, Plan, Tensor, Weights, constant, int8_of
-from gluon_resnet.steps import Step, Value
+from gluon_resnet.inference import onednn
+from gluon_resnet.inference.fold import factor_and_shift
+from gluon_resnet.inference.onednn import F32, S8, Descriptor, Memory, PostOp
+from gluon_resnet.inference.plan import SCALE, Plan, Tensor, Weights, constant, int8_of
+from gluon_resnet.inference.steps import Step, Value
 
 _ACTIVATIONS = {
     "relu": PostOp("eltwise", onednn.RELU),

@@ -14,8 +14,8 @@ from typing import Optional, Union
 
 import numpy as np
 
-from gluon_resnet import onednn
-from gluon_resnet.onednn import F32, S8, U8, Call, Descriptor, Kernel, Memory
+from gluon_resnet.inference import onednn
+from gluon_resnet.inference.onednn import F32, S8, U8, Call, Descriptor, Kernel, Memory
 
 SCALE = ":scale"
 """After a weight's name: the steps of its int8 values, one for each channel."""

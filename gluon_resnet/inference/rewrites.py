@@ -12,7 +12,7 @@ from functools import partial
 import mxnet as mx
 from mxnet.gluon import HybridBlock
 
-from gluon_resnet.fold import Arrays, factor_and_shift, folded
+from gluon_resnet.inference.fold import Arrays, factor_and_shift, folded
 
 _DEPTHWISE = {
     "kernel": "(1, 1)",

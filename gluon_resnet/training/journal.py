@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gluon_resnet.files import replacing
-from gluon_resnet.run_state import RunState
+from gluon_resnet.training.run_state import RunState
 
 
 @contextmanager

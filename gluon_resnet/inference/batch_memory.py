@@ -36,7 +36,7 @@ def check_batch(batch_size: int, size: int) -> None:
 def bytes_needed(batch_size: int, size: int) -> int:
     """Return the bytes of prepared images: float32, once in NumPy and once in MXNet.
 
-    What the layers need is that of a few images (inference.py) and little beside it.
+    What the layers need is that of a few images (form.py) and little beside it.
     """
     return 2 * 4 * batch_size * 3 * size * size
 

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inference on the CPU: a network's graph, rewritten, planned and run by oneDNN.
+
+form.py is the way in. fold.py and rewrites.py change the graph, steps.py joins its
+operators, operators.py and plan.py make them kernels of onednn.py with their memory.
+int8.py is a model of calibrated ranges (calibration.py) and its file.
+"""

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ranges of a network's values on sample images, for int8."""
+
+import mxnet as mx
+import numpy as np
+from mxnet.contrib.quantization import calib_graph, quantize_graph
+
+from gluon_resnet.errors import InputError
+
+# Where no convolution takes them in, these are the attention's, in fp32 already.
+_FP32_OPERATORS = ["elemwise_add", "elemwise_mul"]
+_BINS = 4001  # of a histogram: four or more for each of the 511 steps of a half
+
+
+def calibrated(fused, arrays, excluded, batches, calibration):
+    """Return the int8 graph, its ranges set, and its arrays.
+
+    batches: gives an iterator over float32 images, anew at each call.
+    """
+    state_names = fused.list_auxiliary_states()
+    states = {name: arrays[name] for name in state_names}
+    arguments = {name: arrays[name] for name in arrays.keys() - states.keys()}
+    options = {"calib_mode": "naive", "quantized_dtype": "auto", "logger": None}
+    # "naive" stands for a collector that takes ranges; which, is decided below.
+    graph, _, _, collector = quantize_graph(
+        fused,
+        arguments,
+        states,
+        excluded_sym_names=excluded,
+        excluded_op_names=_FP32_OPERATORS,
+        quantize_mode="full",
+        quantize_granularity="channel-wise",
+        **options,
+    )
+    observed = _observed(fused, arrays, collector.include_layer)
+    ranges = _reached(observed, batches())
+    if calibration == "entropy":
+        ranges = _most_informative(observed, batches(), ranges)
+    collector.min_max_dict.update(ranges)
+    graph, arguments, states = calib_graph(
+        graph, arguments, states, collector, **options
+    )
+    # Ranges are known: this fuses the requantizing into the operators.
+    graph = graph.get_backend_symbol("MKLDNN_QUANTIZE")
+    return graph, {**arguments, **states}
+
+
+def _observed(fused, arrays, names):
+    """Return a function from images to {name: output} of the operators `names`."""
+    internals = fused.get_internals()
+    names = [name for name in internals.list_outputs() if name in names]
+    outputs = mx.sym.Group([internals[name] for name in names])
+    executor = mx.ndarray.CachedOp(outputs, [("static_alloc", True)])
+    inputs = outputs.list_inputs()
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        values = {"data": mx.nd.array(images), **arrays}
+        found = executor(*(values[name] for name in inputs))
+        found = found if isinstance(found, list) else [found]
+        return {name: output.asnumpy() for name, output in zip(names, found)}
+
+    return run
+
+
+def _reached(observed, batches) -> dict[str, tuple[float, float]]:
+    """Return the least and the largest value of each output, (0, 1) for all zeros."""
+    ranges = {}
+    for images in batches:
+        for name, output in observed(images).items():
+            low, high = ranges.get(name, (0, 0))
+            # Not min and max: those of Python may lose a NaN.
+            limits = np.minimum(low, output.min()), np.maximum(high, output.max())
+            ranges[name] = limits
+    for name, (low, high) in ranges.items():
+        if not high - low < float("inf"):
+            raise InputError(f"{name} is not finite on the images of calibration")
+    return {name: limits if any(limits) else (0, 1) for name, limits in ranges.items()}
+
+
+def _most_informative(observed, batches, ranges) -> dict[str, tuple[float, float]]:
+    """Narrow each range to the one that MXNet's entropy calibration prefers."""
+    limits = {name: max(-low, high) for name, (low, high) in ranges.items()}
+    counts = {name: np.zeros(_BINS) for name in ranges}
+    for images in batches:
+        for name, output in observed(images).items():
+            limit = limits[name]
+            counts[name] += np.histogram(output, _BINS, (-limit, limit))[0]
+    narrowed = {}
+    for name, (low, _) in ranges.items():
+        edges = np.linspace(-limits[name], limits[name], _BINS + 1)
+        threshold, _ = mx.nd.contrib.calibrate_entropy(
+            mx.nd.array(counts[name]),
+            mx.nd.array(edges),
+            # A range without negative values becomes uint8, twice as fine.
+            num_quantized_bins=255 if low < 0 else 511,
+        )
+        threshold = threshold.asscalar()
+        narrowed[name] = (-threshold if low < 0 else 0, threshold)
+    return narrowed
