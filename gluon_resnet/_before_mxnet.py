@@ -13,7 +13,7 @@ from collections.abc import Callable, MutableMapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from gluon_resnet.cpu import CPUS, cpu_flags, physical_cores
+from gluon_resnet.cpu import allowed_cpus, cpu_flags, physical_cores
 
 # What libmxnet.so of mxnet-cu112 links and NVIDIA's wheels ship, as paths below their
 # common folder. Each finds its own siblings through its RUNPATH.
@@ -155,7 +155,7 @@ add_numpy_names()
 AMX = "AMX is off: not on Linux"
 if sys.platform == "linux":
     # Before the library is loaded, which reads them once.
-    set_up_openmp(os.environ, physical_cores(CPUS))
+    set_up_openmp(os.environ, physical_cores(allowed_cpus()))
     load_system_libraries()
     load_cuda_libraries()
     AMX = switch_on_amx(platform.machine(), cpu_flags(), os.environ, ask_for_tiles)
