@@ -2,7 +2,6 @@
 """`python -m gluon_resnet.quantize`: an int8 model from fp32 weights and images."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,17 +16,14 @@ from gluon_resnet.classifier import Classifier, init_model
 from gluon_resnet.data.loader import permutation, validation_batches
 from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
+from gluon_resnet.graph import Graph
+from gluon_resnet.inference import split_attention
 from gluon_resnet.inference.calibration import calibrated
 from gluon_resnet.inference.int8 import Int8Card, Int8Model, packed, save_int8
-from gluon_resnet.inference.rewrites import inference_graph
+from gluon_resnet.inference.rewrites import FP32_LAYERS, inference_graph
+from gluon_resnet.models.traced import layer_names
 
 CALIBRATIONS = ("naive", "entropy")
-# Layers that stay fp32 in any net: a pattern of their names, and why.
-FP32_LAYERS = {
-    "stem.bn0": "the norm of the image, which int8 pixels would cost accuracy",
-    "*.conv2.fc1": "attention of 1x1 maps: nothing to win, and softmax sharpens errors",
-    "*.conv2.fc2": "attention of 1x1 maps: nothing to win, and softmax sharpens errors",
-}
 _ANY_LABEL = 2**20  # calibration has no use for labels
 _BATCH_SIZE = 8  # all layers' outputs are in memory at once
 
@@ -62,7 +58,7 @@ def quantize(
     # MXNet's passes announce themselves on standard error unless told not to.
     os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
     graph, arrays = inference_graph(model.net)
-    fused = graph.get_backend_symbol("MKLDNN_QUANTIZE")
+    fused = graph.symbol().get_backend_symbol("MKLDNN_QUANTIZE")
     quantized, arrays = calibrated(
         fused,
         {name: mx.nd.array(array) for name, array in arrays.items()},
@@ -91,15 +87,9 @@ def _check_finite(model: Classifier) -> None:
             )
 
 
-def _layer_of(model: Classifier) -> dict[str, str]:
-    """Map the name of each array in the graph to its layer's, `stage1.0.body.conv1`."""
-    parameters = model.net._collect_params_with_prefix().items()
-    return {parameter.name: name.rpartition(".")[0] for name, parameter in parameters}
-
-
 def _excluded(model: Classifier, exclude: Sequence[str]) -> dict[str, str]:
     """Return the layers that stay fp32, in the net's order, with their reasons."""
-    layers = dict.fromkeys(_layer_of(model).values())
+    layers = dict.fromkeys(layer_names(model.net).values())
     for pattern in exclude:
         if not any(fnmatch(layer, pattern) for layer in layers):
             raise InputError(
@@ -130,22 +120,16 @@ def _fp32_nodes(
 ) -> list[str]:
     """Return the names of the operators that do not become int8.
 
-    They have the arrays of `excluded` layers, or are the pooling of an attention: what
-    it averages is turned into fp32 in any case, and an average rounded to the steps of
-    the largest value has few of them.
+    They have the arrays of `excluded` layers, or are the pooling of an attention.
     """
-    nodes = json.loads(fused.tojson())["nodes"]
-    layer_of = _layer_of(model)
-    flattened = [node["inputs"][0][0] for node in nodes if node["op"] == "Flatten"]
-
-    def is_fp32(index: int, node: dict) -> bool:
-        if node["op"] == "Pooling":
-            is_global = node["attrs"].get("global_pool") == "True"
-            return is_global and index not in flattened
-        arrays = (nodes[source]["name"] for source, *_ in node["inputs"])
-        return any(layer_of.get(a.partition("_radix")[0]) in excluded for a in arrays)
-
-    return [node["name"] for index, node in enumerate(nodes) if is_fp32(index, node)]
+    graph = Graph.of(fused)
+    layers = layer_names(model.net)
+    fp32 = split_attention.poolings(graph)
+    for node in graph.nodes:
+        arrays = (split_attention.whole(value.node.name) for value in node.inputs)
+        if any(layers.get(array) in excluded for array in arrays):
+            fp32.append(node)
+    return [node.name for node in fp32]
 
 
 def main(arguments: argparse.Namespace) -> None:

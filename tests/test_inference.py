@@ -262,8 +262,8 @@ def test_one_form_serves_several_threads(model):
 
 
 def test_memory_of_a_tensor_is_given_on_and_never_shared(model):
-    symbol, arrays = inference_graph(drawn("resnet50_v1d"))
-    plan = plan_of(steps_of(symbol), Weights(arrays), (1, 3, 64, 64))
+    graph, arrays = inference_graph(drawn("resnet50_v1d"))
+    plan = plan_of(steps_of(graph), Weights(arrays), (1, 3, 64, 64))
     for one, other in itertools.combinations(plan.storages, 2):
         if one.first <= other.last and other.first <= one.last:
             assert (

@@ -6,9 +6,8 @@ import numpy as np
 from mxnet.contrib.quantization import calib_graph, quantize_graph
 
 from gluon_resnet.errors import InputError
+from gluon_resnet.inference import split_attention
 
-# Where no convolution takes them in, these are the attention's, in fp32 already.
-_FP32_OPERATORS = ["elemwise_add", "elemwise_mul"]
 _BINS = 4001  # of a histogram: four or more for each of the 511 steps of a half
 
 
@@ -27,7 +26,7 @@ def calibrated(fused, arrays, excluded, batches, calibration):
         arguments,
         states,
         excluded_sym_names=excluded,
-        excluded_op_names=_FP32_OPERATORS,
+        excluded_op_names=[*split_attention.FP32_OPERATORS],
         quantize_mode="full",
         quantize_granularity="channel-wise",
         **options,

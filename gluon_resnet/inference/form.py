@@ -19,6 +19,7 @@ from mxnet.gluon import HybridBlock
 
 from gluon_resnet import cpu
 from gluon_resnet.errors import InputError
+from gluon_resnet.graph import Graph
 from gluon_resnet.inference import onednn
 from gluon_resnet.inference.operators import plan_of
 from gluon_resnet.inference.plan import Plan, Weights
@@ -78,19 +79,17 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
         log.info("%s on %s: MXNet's operators, nothing fused", precision, ctx)
         net.hybridize(static_alloc=True, static_shape=True)
         return net
-    symbol, arrays = inference_graph(net)
-    return PlannedForm(symbol, arrays, precision)
+    graph, arrays = inference_graph(net)
+    return PlannedForm(graph, arrays, precision)
 
 
 class PlannedForm:
     """A function from images to logits, and the plans for the shape it had last."""
 
-    def __init__(
-        self, symbol: mx.sym.Symbol, arrays: Mapping[str, np.ndarray], precision: str
-    ):
-        """symbol, arrays: of `inference_graph`, or of an int8 model."""
+    def __init__(self, graph: Graph, arrays: Mapping[str, np.ndarray], precision: str):
+        """graph, arrays: of `inference_graph`, or of an int8 model."""
         log.info("%s: fused kernels of oneDNN, %s", precision, onednn.instructions())
-        self._steps = steps_of(symbol)
+        self._steps = steps_of(graph)
         self._weights = Weights(arrays)
         self._dtype = onednn.BF16 if precision == "bf16" else onednn.F32
         self._pixels_at_a_time = _AT_A_TIME[precision] * 224 * 224

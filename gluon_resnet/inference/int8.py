@@ -21,6 +21,7 @@ import numpy as np
 from gluon_resnet._before_mxnet import cpu_flags
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
+from gluon_resnet.graph import Graph
 from gluon_resnet.inference.form import Forward, PlannedForm
 from gluon_resnet.inference.plan import SCALE
 from gluon_resnet.models import ModelSpec, model_spec
@@ -67,18 +68,17 @@ class Int8Model:
 
     def form(self) -> Forward:
         """Return the model as a function, as `inference_form` describes it."""
-        return PlannedForm(self.symbol, self.arrays, "int8")
+        return PlannedForm(Graph.of(self.symbol), self.arrays, "int8")
 
 
 def packed(
     symbol: mx.sym.Symbol, arrays: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Return `arrays` with each weight that `symbol` quantizes as int8 and a scale."""
-    nodes = json.loads(symbol.tojson())["nodes"]
     stored = dict(arrays)
-    for node in nodes:
-        if node.get("attrs", {}).get("quantized", "").lower() == "true":
-            name = nodes[node["inputs"][1][0]]["name"]
+    for node in Graph.of(symbol).nodes:
+        if node.attributes.get("quantized"):
+            name = node.input(1).name
             weight = arrays[name]
             largest = np.abs(weight).max(axis=tuple(range(1, weight.ndim)))
             scale = np.where(largest > 0, largest / np.float32(127), np.float32(1))

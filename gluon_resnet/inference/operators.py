@@ -56,9 +56,9 @@ def _convolution(
     plan: Plan, step: Step, x: Tensor, added: Optional[Tensor] = None
 ) -> Tensor:
     kernel_size, stride, padding = (
-        _pair(step.attrs[name]) for name in ("kernel", "stride", "pad")
+        step.attrs[name] for name in ("kernel", "stride", "pad")
     )
-    groups = int(step.attrs["num_group"])
+    groups = step.attrs["num_group"]
     weight, scales = _weight(plan, step)
     is_int8 = bool(scales)
     # Where no step takes the result as int8, it is float32.
@@ -171,11 +171,11 @@ def _fully_connected(plan: Plan, step: Step, x: Tensor) -> Tensor:
 def _pooling(plan: Plan, step: Step, x: Tensor) -> Tensor:
     attrs = step.attrs
     size = x.dims[2:]
-    if attrs.get("global_pool") == "True":
+    if attrs.get("global_pool"):
         kernel_size, stride, before, outcome = size, (1, 1), (0, 0), (1, 1)
     else:
         kernel_size, stride, before = (
-            _pair(attrs[name]) for name in ("kernel", "stride", "pad")
+            attrs[name] for name in ("kernel", "stride", "pad")
         )
         # "full" takes a last, incomplete window, too.
         more = [s - 1 if attrs["pooling_convention"] == "full" else 0 for s in stride]
@@ -190,7 +190,7 @@ def _pooling(plan: Plan, step: Step, x: Tensor) -> Tensor:
     algorithm = onednn.AVERAGE_WITH_PADDING
     if attrs["pool_type"] == "max":
         algorithm = onednn.MAX_POOLING
-    elif attrs.get("count_include_pad") == "False":
+    elif attrs.get("count_include_pad") is False:
         algorithm = onednn.AVERAGE_WITHOUT_PADDING
     result = plan.tensor((*x.dims[:2], *outcome), x.dtype, scale=x.scale)
     kernel = partial(
@@ -330,7 +330,7 @@ def _quantize(plan: Plan, step: Step, x: Tensor) -> Tensor:
 
 def _reshape(plan: Plan, step: Step, x: Tensor) -> Tensor:
     """Of tensors without pixels, which are the same in NCHW and NHWC."""
-    shape = [int(n) for n in step.attrs["shape"].strip("()").split(",")]
+    shape = step.attrs["shape"]
     dims = [old if new == 0 else new for new, old in zip(shape, x.dims)]
     dims += shape[len(dims) :]
     rest = prod(x.dims) // -prod(dims)
@@ -361,11 +361,6 @@ def _split(plan: Plan, step: Step, x: Tensor) -> list[Tensor]:
 def _float_of(x: Tensor) -> int:
     """The type to compute in: of pooled maps, those of attention, float32."""
     return F32 if x.is_int8 or prod(x.dims[2:]) == 1 else x.dtype
-
-
-def _pair(text: str) -> tuple[int, int]:
-    height, width = text.strip("()").split(",")
-    return int(height), int(width)
 
 
 _OPERATORS: dict[str, Callable[..., Union[Tensor, list[Tensor]]]] = {

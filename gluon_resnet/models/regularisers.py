@@ -6,9 +6,13 @@ Both decide with an operator that knows the mode of the graph, not with
 while it is traced stays decided in both modes.
 """
 
+import mxnet as mx
 from mxnet.gluon import HybridBlock, nn
 
 from gluon_resnet.errors import InputError
+
+IDENTITY = "__identity_in_inference__"
+"""Marks the operator of a graph that gives its first input outside training."""
 
 
 def stochastic_depth(probability: float) -> nn.Dropout:
@@ -50,7 +54,8 @@ class DropBlock(HybridBlock):
         size, pad = (self.BLOCK, self.BLOCK), (self.BLOCK // 2, self.BLOCK // 2)
         kept = 1 - F.Pooling(seeds, kernel=size, pad=pad, pool_type="max")
         scale = F.broadcast_div(kept, F.mean(kept, axis=(1, 2, 3), keepdims=True))
-        return F.broadcast_mul(x, scale)
+        with mx.AttrScope(**{IDENTITY: "True"}):
+            return F.broadcast_mul(x, scale)
 
 
 def set_drop_block(net: HybridBlock, probability: float) -> None:
