@@ -9,7 +9,8 @@ import gluon_resnet
 PACKAGE = Path(gluon_resnet.__file__).parent
 # A room is a module or a folder of the package; it may import those before it.
 ROOMS = [
-    *("errors", "cpu", "_before_mxnet", "files", "command", "device", "graph"),
+    *("errors", "nearest", "random_streams", "cpu", "_before_mxnet", "files"),
+    *("command", "device", "graph"),
     *("preprocess", "postprocess", "bundled", "models", "weights", "data"),
     *("predictions", "cam", "create", "training", "inference", "classifier"),
 ]

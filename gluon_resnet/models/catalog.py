@@ -6,7 +6,6 @@ arXiv:1605.07146 (wide), arXiv:1812.01187 (c, d), arXiv:2004.08955 (ResNeSt). "v
 torchvision's stride on the 3x3; "s" is GluonCV's wide deep stem.
 """
 
-import difflib
 import fnmatch
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from functools import partial
 
 from gluon_resnet.errors import InputError
 from gluon_resnet.models import blocks, stems
+from gluon_resnet.nearest import nearest
 
 _BLOCKS = {
     18: (2, 2, 2, 2),
@@ -231,9 +231,7 @@ def model_spec(name: str) -> ModelSpec:
     try:
         return _NAMES[name.lower()]
     except KeyError:
-        nearest = difflib.get_close_matches(name.lower(), _NAMES, n=3, cutoff=0.4)
-        hint = f"nearest: {', '.join(nearest)}" if nearest else "no name is near"
         raise InputError(
-            f"unknown model {name!r}; {hint}; "
+            f"unknown model {name!r}; {nearest(name, _NAMES)}; "
             "`python -m gluon_resnet.models` lists all names"
         ) from None
