@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Optional
@@ -122,6 +123,7 @@ def this_loader(path: Path, count: int, kind: str) -> Side:
         batches = validation_batches(keys, records.read, **options)
     else:
         options |= {"transforms": TRANSFORMS, "seed": 0, "epoch": 0}
+        options["protocol"] = replace(PROTOCOL, crop_pct=1)
         batches = training_batches(keys, records.read, **options)
     return lambda: (images for images, _ in batches)
 

@@ -6,7 +6,6 @@ arXiv:1605.07146 (wide), arXiv:1812.01187 (c, d), arXiv:2004.08955 (ResNeSt). "v
 torchvision's stride on the 3x3; "s" is GluonCV's wide deep stem.
 """
 
-import difflib
 import fnmatch
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from functools import partial
 from gluon_resnet.errors import InputError
 from gluon_resnet.models import blocks, stems
 from gluon_resnet.models.names import ALIASES, aliases_of, resolve
+from gluon_resnet.nearest import nearest
 
 _BLOCKS = {
     18: (2, 2, 2, 2),
@@ -245,6 +245,5 @@ def model_spec(name: str) -> ModelSpec:
 
 
 def _nearest(text: str) -> str:
-    nearest = difflib.get_close_matches(text, [*CATALOG, *ALIASES], n=3, cutoff=0.4)
-    hint = f"nearest: {', '.join(nearest)}" if nearest else "no name is near"
-    return f"{hint}; `python -m gluon_resnet.models` lists all names"
+    found = nearest(text, [*CATALOG, *ALIASES])
+    return f"{found}; `python -m gluon_resnet.models` lists all names"
