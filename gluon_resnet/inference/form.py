@@ -90,7 +90,8 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
         log.info("%s on %s: MXNet's operators, nothing fused", precision, ctx)
         net.hybridize(static_alloc=True, static_shape=True)
         return net
-    graph, arrays = inference_graph(net)
+    with _planning:  # Gluon cannot trace a net in two threads at once.
+        graph, arrays = inference_graph(net)
     return PlannedForm(graph, arrays, precision)
 
 
@@ -142,9 +143,12 @@ class PlannedForm:
             division, plans = self._taken(shape)
             num_classes = plans[division.groups[0]][0].num_classes
             logits = mx.nd.empty((shape[0], num_classes), ctx=ctx)
-            if shape[0]:
-                self._run(division, plans, images, logits)
-            self._plans.update(plans)
+            try:
+                if shape[0]:
+                    self._run(division, plans, images, logits)
+            finally:
+                if not self._workers.are_busy:
+                    self._plans.update(plans)
         return logits
 
     def kernels(self, images: mx.nd.NDArray, rounds: int) -> list[dict]:
@@ -174,8 +178,8 @@ class PlannedForm:
     ) -> "tuple[_Division, dict[_Group, Sequence[Plan]]]":
         """Divide a call, and take its plans from those that are kept, or make them.
 
-        Who takes them gives them back when the call has ended well. After another end
-        a worker may be using them, and nobody gets them any more.
+        Who takes them gives them back when nobody uses them any more. Should one signal
+        after the other have ended a call while workers are busy, nobody gets them.
         """
         threads = None if _is_forked else openmp.max_threads()
         try:
