@@ -100,8 +100,8 @@ class PlannedForm:
 
     The first images of a height and width cost plans: 10 ms to 1 s, as the network is
     small or large; so may another number of them. Plans are kept: those of the last
-    call, and of earlier calls as many as fit into 64 MB for each thread. All share the
-    weights.
+    call, and of earlier calls as many as fit into 64 MB for each thread. They share the
+    weights, where their kernels want them alike.
 
     Threads may share a form: calls are computed one after the other, each by all cores
     that the thread which made the form was allowed. An exception from the handler of a
