@@ -19,8 +19,10 @@ from gluon_resnet.errors import InputError
 from gluon_resnet.graph import Graph
 from gluon_resnet.inference import split_attention
 from gluon_resnet.inference.calibration import calibrated
+from gluon_resnet.inference.coverage import missing_kernel
 from gluon_resnet.inference.int8 import Int8Card, Int8Model, packed, save_int8
 from gluon_resnet.inference.rewrites import FP32_LAYERS, inference_graph
+from gluon_resnet.inference.steps import steps_of
 from gluon_resnet.models.traced import layer_names
 
 CALIBRATIONS = ("naive", "entropy")
@@ -54,10 +56,16 @@ def quantize(
         )
     _check_finite(model)
     excluded = _excluded(model, exclude)
+    graph, arrays = inference_graph(model.net)
+    missing = missing_kernel(steps_of(graph), model.net)
+    if missing:
+        raise InputError(
+            f"int8 has no kernel for {missing} of {model.name}; use precision fp32, or "
+            "a net with BatchNorm"
+        )
     batches = _calibration_batches(model, rec, images)
     # MXNet's passes announce themselves on standard error unless told not to.
     os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
-    graph, arrays = inference_graph(model.net)
     fused = graph.symbol().get_backend_symbol("MKLDNN_QUANTIZE")
     quantized, arrays = calibrated(
         fused,

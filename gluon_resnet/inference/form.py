@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import mxnet as mx
@@ -19,12 +19,14 @@ from mxnet.gluon import HybridBlock
 
 from gluon_resnet import cpu
 from gluon_resnet.errors import InputError
-from gluon_resnet.graph import Graph
 from gluon_resnet.inference import onednn
+from gluon_resnet.inference.coverage import missing_kernel
+from gluon_resnet.inference.fallback import MXNetForm
+from gluon_resnet.inference.fold import folded
 from gluon_resnet.inference.operators import plan_of
 from gluon_resnet.inference.plan import Plan, Weights
 from gluon_resnet.inference.rewrites import inference_graph
-from gluon_resnet.inference.steps import steps_of
+from gluon_resnet.inference.steps import Step, steps_of
 
 log = logging.getLogger(__name__)
 
@@ -70,26 +72,38 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
 
     precision: "fp32", equal to `net` but for rounding, or "bf16", whose predictions
     agree with fp32's for at least 999 images of 1,000 (tests/test_inference.py).
-    On a GPU and where oneDNN's wheel is missing the form is `net` itself, hybridized.
-    Raises InputError for a precision that this machine cannot run.
+    On a GPU, where oneDNN's wheel is missing, and for a layer that no kernel computes
+    the form is MXNet's own operators, hybridized; which it is, is logged.
+    Raises InputError for a precision that this machine or this net cannot run.
     """
     ctx = next(iter(net.collect_params().values())).list_ctx()[0]
     check_precision(precision, ctx)
     if ctx.device_type != "cpu" or not onednn.is_available():
-        log.info("%s on %s: MXNet's operators, nothing fused", precision, ctx)
-        net.hybridize(static_alloc=True, static_shape=True)
-        return net
+        log.info("%s on %s: MXNet's own operators, no fused kernels", precision, ctx)
+        return MXNetForm(*folded(net), ctx)
     graph, arrays = inference_graph(net)
-    return PlannedForm(graph, arrays, precision)
+    steps = steps_of(graph)
+    missing = missing_kernel(steps, net)
+    if missing is None:
+        return PlannedForm(steps, arrays, precision)
+    if precision != "fp32":
+        raise InputError(
+            f"precision {precision} has no kernel for {missing}; use precision fp32, "
+            "or a net with BatchNorm"
+        )
+    log.info("fp32: MXNet's own operators, no fused kernel computes %s", missing)
+    return MXNetForm(graph, arrays, ctx)
 
 
 class PlannedForm:
     """A function from images to logits, and the plans for the shape it had last."""
 
-    def __init__(self, graph: Graph, arrays: Mapping[str, np.ndarray], precision: str):
-        """graph, arrays: of `inference_graph`, or of an int8 model."""
+    def __init__(
+        self, steps: Sequence[Step], arrays: Mapping[str, np.ndarray], precision: str
+    ):
+        """steps, arrays: of `inference_graph`, or of an int8 model."""
         log.info("%s: fused kernels of oneDNN, %s", precision, onednn.instructions())
-        self._steps = steps_of(graph)
+        self._steps = steps
         self._weights = Weights(arrays)
         self._dtype = onednn.BF16 if precision == "bf16" else onednn.F32
         self._pixels_at_a_time = _AT_A_TIME[precision] * 224 * 224
