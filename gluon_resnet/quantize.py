@@ -4,7 +4,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from gluon_resnet.inference.calibration import calibrated
 from gluon_resnet.inference.coverage import missing_kernel
 from gluon_resnet.inference.int8 import Int8Card, Int8Model, packed, save_int8
 from gluon_resnet.inference.rewrites import FP32_LAYERS, inference_graph
-from gluon_resnet.inference.steps import steps_of
 from gluon_resnet.models.traced import layer_names
 
 CALIBRATIONS = ("naive", "entropy")
@@ -57,7 +56,7 @@ def quantize(
     _check_finite(model)
     excluded = _excluded(model, exclude)
     graph, arrays = inference_graph(model.net)
-    missing = missing_kernel(steps_of(graph), model.net)
+    missing = missing_kernel(graph, model.net)
     if missing:
         raise InputError(
             f"int8 has no kernel for {missing} of {model.name}; use precision fp32, or "
@@ -124,7 +123,7 @@ def _calibration_batches(model: Classifier, rec: Path, images: int):
 
 
 def _fp32_nodes(
-    fused: mx.sym.Symbol, model: Classifier, excluded: Iterable[str]
+    fused: mx.sym.Symbol, model: Classifier, excluded: Mapping[str, str]
 ) -> list[str]:
     """Return the names of the operators that do not become int8.
 
@@ -135,7 +134,7 @@ def _fp32_nodes(
     fp32 = split_attention.poolings(graph)
     for node in graph.nodes:
         arrays = (split_attention.whole(value.node.name) for value in node.inputs)
-        if any(layers.get(array) in excluded for array in arrays):
+        if any(layers.get(array, "") in excluded for array in arrays):
             fp32.append(node)
     return [node.name for node in fp32]
 

@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which layers oneDNN's kernels compute, to know before the first image comes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Optional
 
 from mxnet.gluon import HybridBlock
 
+from gluon_resnet.graph import Graph
 from gluon_resnet.inference import split_attention
-from gluon_resnet.inference.steps import Step
+from gluon_resnet.inference.steps import Step, steps_of
 from gluon_resnet.models.traced import IMAGES, layer_names
 
 
-def missing_kernel(steps: Iterable[Step], net: HybridBlock) -> Optional[str]:
+def missing_kernel(graph: Graph, net: HybridBlock) -> Optional[str]:
     """Name the first layer that no kernel computes, such as "stem.bn1 (InstanceNorm)".
 
-    steps: of the inference graph of `net`. None where there are kernels for all.
+    graph: the inference graph of `net`. None where there are kernels for all.
     """
     layers = layer_names(net)
-    for step in steps:
+    for step in steps_of(graph):
         is_covered = _COVERED.get(step.op)
         if is_covered is None or not is_covered(step):
             arrays = (layers.get(split_attention.whole(name)) for name in step.arrays)

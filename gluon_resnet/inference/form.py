@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import mxnet as mx
@@ -19,6 +19,7 @@ from mxnet.gluon import HybridBlock
 
 from gluon_resnet import cpu
 from gluon_resnet.errors import InputError
+from gluon_resnet.graph import Graph
 from gluon_resnet.inference import onednn
 from gluon_resnet.inference.coverage import missing_kernel
 from gluon_resnet.inference.fallback import MXNetForm
@@ -26,7 +27,7 @@ from gluon_resnet.inference.fold import folded
 from gluon_resnet.inference.operators import plan_of
 from gluon_resnet.inference.plan import Plan, Weights
 from gluon_resnet.inference.rewrites import inference_graph
-from gluon_resnet.inference.steps import Step, steps_of
+from gluon_resnet.inference.steps import steps_of
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +83,9 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
         log.info("%s on %s: MXNet's own operators, no fused kernels", precision, ctx)
         return MXNetForm(*folded(net), ctx)
     graph, arrays = inference_graph(net)
-    steps = steps_of(graph)
-    missing = missing_kernel(steps, net)
+    missing = missing_kernel(graph, net)
     if missing is None:
-        return PlannedForm(steps, arrays, precision)
+        return PlannedForm(graph, arrays, precision)
     if precision != "fp32":
         raise InputError(
             f"precision {precision} has no kernel for {missing}; use precision fp32, "
@@ -98,12 +98,10 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
 class PlannedForm:
     """A function from images to logits, and the plans for the shape it had last."""
 
-    def __init__(
-        self, steps: Sequence[Step], arrays: Mapping[str, np.ndarray], precision: str
-    ):
-        """steps, arrays: of `inference_graph`, or of an int8 model."""
+    def __init__(self, graph: Graph, arrays: Mapping[str, np.ndarray], precision: str):
+        """graph, arrays: of `inference_graph`, or of an int8 model."""
         log.info("%s: fused kernels of oneDNN, %s", precision, onednn.instructions())
-        self._steps = steps
+        self._steps = steps_of(graph)
         self._weights = Weights(arrays)
         self._dtype = onednn.BF16 if precision == "bf16" else onednn.F32
         self._pixels_at_a_time = _AT_A_TIME[precision] * 224 * 224

@@ -24,7 +24,6 @@ from gluon_resnet.files import replacing
 from gluon_resnet.graph import Graph
 from gluon_resnet.inference.form import Forward, PlannedForm
 from gluon_resnet.inference.plan import SCALE
-from gluon_resnet.inference.steps import steps_of
 from gluon_resnet.models import ModelSpec, model_spec
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.weights import read_tensors
@@ -69,7 +68,7 @@ class Int8Model:
 
     def form(self) -> Forward:
         """Return the model as a function, as `inference_form` describes it."""
-        return PlannedForm(steps_of(Graph.of(self.symbol)), self.arrays, "int8")
+        return PlannedForm(Graph.of(self.symbol), self.arrays, "int8")
 
 
 def packed(
