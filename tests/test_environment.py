@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import hashlib
+import importlib
 import os
 import re
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy
 import pytest
@@ -52,7 +54,7 @@ def test_cuda_requirements_name_a_wheel_for_every_preloaded_library():
 
 
 def test_numpy_gets_the_name_that_mxnet_needs(monkeypatch):
-    monkeypatch.delitem(vars(numpy), "bool")
+    monkeypatch.delitem(vars(numpy), "bool", raising=False)
     _before_mxnet.add_numpy_names()
     assert vars(numpy)["bool"] is bool
 
@@ -117,6 +119,65 @@ def test_cuda_libraries_are_left_alone_for_the_cpu_build(tmp_path, loaded):
     (tmp_path / "mxnet-1.9.1.dist-info").mkdir()
     _before_mxnet.load_cuda_libraries()
     assert loaded == []
+
+
+def test_installation_is_prepared_when_mxnet_is_first_asked_for(monkeypatch):
+    preparer, prepared = _before_mxnet._Preparer(), []
+    monkeypatch.setattr(_before_mxnet, "prepare", lambda: prepared.append("once"))
+    monkeypatch.setattr(sys, "meta_path", [preparer])
+    for name in ("json", "mxnet.gluon", "mxnet", "mxnet"):
+        for finder in list(sys.meta_path):
+            assert finder.find_spec(name) is None
+    assert prepared == ["once"]
+
+
+def test_installation_that_lacks_something_is_refused_each_time(monkeypatch):
+    def refuse():
+        raise ImportError("numpy is not installed")
+
+    preparer = _before_mxnet._Preparer()
+    monkeypatch.setattr(_before_mxnet, "prepare", refuse)
+    monkeypatch.setattr(sys, "meta_path", [preparer])
+    for _ in range(2):
+        with pytest.raises(ImportError, match=r"^numpy is not installed$"):
+            preparer.find_spec("mxnet")
+
+
+def test_import_of_the_package_costs_nothing_heavy():
+    code = (
+        "import sys, gluon_resnet, gluon_resnet.models, gluon_resnet.weights\n"
+        "heavy = {'mxnet', 'numpy', 'cv2', 'PIL', 'matplotlib', 'requests', 'tqdm'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "from gluon_resnet import *\n"
+        "assert set(dir(gluon_resnet)) <= set(globals())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "package, name",
+    [
+        ("gluon_resnet", "preprocess"),
+        ("gluon_resnet", "postprocess"),
+        ("gluon_resnet.models", "complexity"),
+    ],
+)
+def test_function_keeps_its_name_from_its_module(package, name):
+    module = importlib.import_module(f"{package}.{name}")
+    package = importlib.import_module(package)
+    assert getattr(package, name) is getattr(module, name)
+    setattr(package, name, module)  # as the import system does
+    assert getattr(package, name) is getattr(module, name)
+
+
+@pytest.mark.parametrize("name", ["gluon_resnet", "gluon_resnet.weights"])
+def test_every_public_name_is_there(name):
+    package = importlib.import_module(name)
+    assert dir(package) == sorted(package.__all__)
+    for public in package.__all__:
+        assert not isinstance(getattr(package, public), ModuleType)
+    with pytest.raises(AttributeError):
+        package.absent  # noqa: B018
 
 
 def test_threads_of_one_core_are_counted_once(tmp_path):

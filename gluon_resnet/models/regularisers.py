@@ -61,7 +61,7 @@ class DropBlock(HybridBlock):
 def set_drop_block(net: HybridBlock, probability: float) -> None:
     """Change the probability of every DropBlock in `net`, hybridized or not.
 
-    The recipe raises it linearly: (epoch + 1) / epochs * 0.1.
+    A training raises it from epoch to epoch: `training.recipe.drop_block_at`.
     Raises InputError where the probability is outside [0, 1).
     """
     if not 0 <= probability < 1:
