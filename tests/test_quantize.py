@@ -301,6 +301,19 @@ def test_options_out_of_range_are_refused(model, options, message):
     assert str(error.value) == message
 
 
+def test_model_that_is_int8_already_is_refused(quantized):
+    card = quantized.card
+    model = Classifier(
+        card.model, quantized, card.protocol, card.class_names, mx.cpu(), "int8"
+    )
+    with pytest.raises(InputError) as error:
+        quantize(model, bundled.TRAIN_REC)
+    assert str(error.value) == (
+        "the weights of cifar_resnet20_v1 are int8 already; give those that they were "
+        "made from"
+    )
+
+
 def test_record_file_without_images_is_refused(model, tmp_path):
     (tmp_path / "empty.rec").touch()
     (tmp_path / "empty.idx").touch()
