@@ -3,6 +3,7 @@
 
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import mxnet as mx
 import numpy as np
@@ -213,6 +214,15 @@ def test_form_of_mxnets_operators_keeps_its_values_when_the_net_is_trained_on():
     for parameter in net.collect_params().values():
         parameter.set_data(parameter.data() * 2)
     np.testing.assert_array_equal(form(images).asnumpy(), before)
+
+
+def test_form_of_mxnets_operators_serves_several_threads():
+    form = inference_form(drawn("cifar_resnet20_v1", norm_layer=nn.InstanceNorm))
+    batches = [mx.nd.array(draw_images((n, 3, 32, 32))) for n in (1, 4, 2)] * 5
+    expected = [form(images).asnumpy() for images in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for logits, wanted in zip(pool.map(form, batches), expected):
+            np.testing.assert_array_equal(logits.asnumpy(), wanted)
 
 
 def classifier(net):
