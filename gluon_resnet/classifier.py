@@ -14,10 +14,11 @@ from mxnet.gluon import HybridBlock
 from gluon_resnet import bundled
 from gluon_resnet.errors import InputError
 from gluon_resnet.inference.form import Forward, check_precision, inference_form
-from gluon_resnet.inference.int8 import Int8Model, is_int8, load_int8, needs_quantizing
+from gluon_resnet.inference.int8 import Int8Model, is_int8, load_int8
 from gluon_resnet.models import model_spec
 from gluon_resnet.models.resnet import empty_resnet
 from gluon_resnet.postprocess import load_class_names, postprocess
+from gluon_resnet.precision import needs_quantizing
 from gluon_resnet.preprocess import ImageSource, Protocol, preprocess
 from gluon_resnet.weights import checkpoint, classes_of, fetch, load_weights
 from gluon_resnet.weights.card import Card, card_path, check_model, read_card

@@ -22,7 +22,7 @@ from gluon_resnet.errors import InputError
 from gluon_resnet.inference import form, onednn
 from gluon_resnet.inference.form import check_precision, inference_form
 from gluon_resnet.inference.operators import plan_of
-from gluon_resnet.inference.plan import Weights
+from gluon_resnet.inference.packing import Weights
 from gluon_resnet.inference.rewrites import inference_graph
 from gluon_resnet.inference.steps import steps_of
 
@@ -268,7 +268,8 @@ def test_one_form_serves_several_threads(model):
 
 def test_memory_of_a_tensor_is_given_on_and_never_shared(model):
     graph, arrays = inference_graph(drawn("resnet50_v1d"))
-    plan = plan_of(steps_of(graph), Weights(arrays), (1, 3, 64, 64))
+    (head,) = graph.end.inputs
+    plan = plan_of(steps_of(graph), head, Weights(arrays), (1, 3, 64, 64))
     for one, other in itertools.combinations(plan.storages, 2):
         if one.first <= other.last and other.first <= one.last:
             assert (

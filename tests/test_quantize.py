@@ -18,8 +18,9 @@ from gluon_resnet.data.loader import validation_batches
 from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
 from gluon_resnet.graph import Graph
-from gluon_resnet.inference.int8 import is_int8, load_int8, needs_quantizing, save_int8
+from gluon_resnet.inference.int8 import is_int8, load_int8, save_int8
 from gluon_resnet.inference.rewrites import inference_graph
+from gluon_resnet.precision import needs_quantizing
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.quantize import quantize
 
