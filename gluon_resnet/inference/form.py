@@ -32,7 +32,7 @@ from gluon_resnet.inference.fold import folded
 from gluon_resnet.inference.onednn import DType
 from gluon_resnet.inference.operators import plan_of
 from gluon_resnet.inference.packing import Weights
-from gluon_resnet.inference.plan import Plan, ShapeError
+from gluon_resnet.inference.plan import Plan, PlanError
 from gluon_resnet.inference.rewrites import inference_graph
 from gluon_resnet.inference.steps import steps_of
 from gluon_resnet.inference.workers import Workers
@@ -195,10 +195,10 @@ class PlannedForm:
                 shape, self._pixels_at_a_time, len(self._workers), threads
             )
             return division, {
-                group: self._plans.pop(group, None) or self._made(group)
+                group: self._plans.pop(group, ()) or self._made(group)
                 for group in division.groups
             }
-        except ShapeError as error:
+        except PlanError as error:
             raise InputError(
                 f"images of shape {shape} do not fit this network ({error}); give "
                 "(N, C, H, W) with its number of channels and some pixels more"
@@ -311,7 +311,7 @@ def _divided(
     threads: of OpenMP's for the own part; None where there may be none.
     """
     if len(shape) != 4 or 0 in shape[1:]:
-        raise ShapeError("there are no pixels")
+        raise PlanError("there are no pixels")
     count, *image = shape
     share, rest = divmod(count, workers or 1)
     most = max(1, pixels_at_a_time // math.prod(image[1:]))
@@ -346,7 +346,7 @@ def _address(array: mx.nd.NDArray) -> int:
     mx.base.check_call(
         mx.base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(address))
     )
-    return address.value
+    return address.value or 0
 
 
 def _restart_forms() -> None:

@@ -13,6 +13,7 @@ from ctypes import byref, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
 from enum import IntEnum
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
 from typing import NamedTuple, NoReturn, Optional, Union
 
 import numpy as np
@@ -131,7 +132,7 @@ def library_path() -> Optional[str]:
         found = files("onednn-cpu-gomp") or ()
     except PackageNotFoundError:
         return None
-    paths = (path.locate() for path in found if path.name == "libdnnl.so.3")
+    paths = (Path(path.locate()) for path in found if path.name == "libdnnl.so.3")
     return next((str(path.resolve()) for path in paths if path.exists()), None)
 
 
@@ -193,7 +194,7 @@ class _Object:
         _call(constructor, byref(self.handle), *arguments)
         destroy = getattr(library(), f"dnnl_{kind}_destroy")
         # Not when Python ends: the process takes all with it, and order matters.
-        weakref.finalize(self, destroy, self.handle).atexit = False
+        weakref.finalize(self, destroy, self.handle).atexit = False  # type: ignore[misc]
 
 
 @cache
@@ -246,12 +247,9 @@ class Descriptor(_Object):
         """The bytes that the tensor takes."""
         return library().dnnl_memory_desc_get_size(self.handle)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Descriptor) and bool(
-            library().dnnl_memory_desc_equal(self.handle, other.handle)
-        )
-
-    __hash__ = None
+    def equals(self, other: "Descriptor") -> bool:
+        """Return whether dimensions, data type and layout are the same."""
+        return bool(library().dnnl_memory_desc_equal(self.handle, other.handle))
 
 
 class Memory(_Object):
@@ -298,7 +296,7 @@ class Kernel:
             "primitive_desc_query",
             *(self._description.handle, _QUERY_KERNEL_NAME, 0, byref(name)),
         )
-        return name.value.decode()
+        return (name.value or b"").decode()
 
     @property
     def weights(self) -> Descriptor:

@@ -27,9 +27,11 @@ from gluon_resnet.inference.onednn import (
 )
 from gluon_resnet.inference.packing import Weight, Weights
 from gluon_resnet.inference.plan import (
+    Operand,
     Plan,
     PlanBuilder,
-    ShapeError,
+    PlanError,
+    Scale,
     Tensor,
     constant,
     int8_of,
@@ -53,7 +55,7 @@ def plan_of(
 
     head: the logits, an output of one of the steps.
     dtype: of the maps, F32 or BF16; in int8 models of those that are not int8.
-    Raises ShapeError for a shape that the steps do not take.
+    Raises PlanError for a shape that the steps do not take.
     """
     builder, logits = described(steps, head, weights, shape, dtype)
     return builder.finish(logits)
@@ -68,7 +70,7 @@ def described(
 ) -> tuple[PlanBuilder, Tensor]:
     """Return what `plan_of` finishes, and the logits: all is checked, nothing made."""
     if len(shape) != 4 or min(shape) < 1:
-        raise ShapeError("there are no pixels")
+        raise PlanError("there are no pixels")
     plan = PlanBuilder(weights, shape, dtype)
     values: dict[Value, Tensor] = {}
 
@@ -89,8 +91,9 @@ def described(
 def _convolution(
     plan: PlanBuilder, step: Step, x: Tensor, added: Optional[Tensor] = None
 ) -> Tensor:
-    if plan.weights.scale(step.arrays[0]) is not None:
-        return _int8_convolution(plan, step, x, added)
+    scales = plan.weights.scale(step.arrays[0])
+    if scales is not None:
+        return _int8_convolution(plan, step, x, added, scales)
     x = _as_float(plan, step, x)
     dims = _convolved_dims(plan, step, x)
     post_ops: list[PostOp] = []
@@ -109,15 +112,19 @@ def _convolution(
 
 
 def _int8_convolution(
-    plan: PlanBuilder, step: Step, x: Tensor, added: Optional[Tensor]
+    plan: PlanBuilder,
+    step: Step,
+    x: Tensor,
+    added: Optional[Tensor],
+    weight_scales: np.ndarray,
 ) -> Tensor:
     _check_int8(step, x)
     dims = _convolved_dims(plan, step, x)
     weight = step.arrays[0]
     is_norm = plan.weights.shape(weight) == (x.dims[1], 1, 1, 1) and dims == x.dims
     if is_norm and dims[1] >= _MANY_CHANNELS and step.limits and not added:
-        return _int8_norm(plan, step, x)
-    scales = {onednn.WEIGHTS: plan.weights.scale(weight), onednn.SRC: x.scale}
+        return _int8_norm(plan, step, x, step.limits)
+    scales: dict[int, Scale] = {onednn.WEIGHTS: weight_scales, onednn.SRC: x.scale}
     if step.limits:
         dtype, scale = int8_of(step.limits)
         scales[onednn.DST] = scale
@@ -142,7 +149,7 @@ def _convolved_dims(plan: PlanBuilder, step: Step, x: Tensor) -> tuple[int, ...]
     out_channels, in_channels, *kernel = plan.weights.shape(step.arrays[0])
     in_channels *= step.attrs["num_group"]
     if in_channels != x.dims[1]:
-        raise ShapeError(f"{step.name} takes {in_channels} channels, not {x.dims[1]}")
+        raise PlanError(f"{step.name} takes {in_channels} channels, not {x.dims[1]}")
     sides = zip(x.dims[2:], step.attrs["pad"], kernel, step.attrs["stride"])
     size = ((length + 2 * p - k) // s + 1 for length, p, k, s in sides)
     return (x.dims[0], out_channels, *size)
@@ -171,7 +178,7 @@ def _append_convolution(
     result: Tensor,
     dtype: DType,
     post_ops: list[PostOp],
-    scales: Mapping[int, Union[float, np.ndarray]] = {},
+    scales: Mapping[int, Scale] = {},
 ) -> None:
     """Append a convolution with weights of `dtype`, and the step's activation."""
     if step.activation:
@@ -184,19 +191,26 @@ def _append_convolution(
     bias = _bias(plan, step)
     kernel = partial(
         onednn.convolution,
-        *(x.descriptor, weight.descriptor, bias and bias.descriptor, result.descriptor),
+        x.descriptor,
+        weight.descriptor,
+        bias.descriptor if bias else None,
+        result.descriptor,
         stride=step.attrs["stride"],
         padding=step.attrs["pad"],
         post_ops=post_ops,
     )
-    tensors = {onednn.SRC: x, onednn.DST: result, **_given(bias)}
+    tensors: dict[int, Operand] = {onednn.SRC: x, onednn.DST: result}
+    if bias:
+        tensors[onednn.BIAS] = bias
     plan.call(step.name, kernel, tensors, scales, weight)
 
 
-def _int8_norm(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
+def _int8_norm(
+    plan: PlanBuilder, step: Step, x: Tensor, limits: tuple[float, float]
+) -> Tensor:
     """A norm, in the graph a depthwise convolution of one pixel, as product and sum."""
     weight, bias = step.arrays
-    dtype, scale = int8_of(step.limits)
+    dtype, scale = int8_of(limits)
     factor = plan.weights.values(weight).ravel() * plan.weights.scale(weight)
     shift = plan.weights.values(bias) / scale
     result = plan.tensor(x.dims, dtype, scale=scale, is_pooled=x.is_pooled)
@@ -207,8 +221,8 @@ def _fully_connected(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
     name = step.arrays[0]
     shape, scale = plan.weights.shape(name), plan.weights.scale(name)
     if (*x.dims[1:2], prod(x.dims[2:])) != (shape[1], 1):
-        raise ShapeError(f"{step.name} takes {shape[1]} values, not {x.dims[1:]}")
-    scales = {}
+        raise PlanError(f"{step.name} takes {shape[1]} values, not {x.dims[1:]}")
+    scales: dict[int, Scale] = {}
     if scale is not None:
         _check_int8(step, x)
         scales = {onednn.WEIGHTS: scale, onednn.SRC: x.scale}
@@ -221,10 +235,14 @@ def _fully_connected(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
     bias = _bias(plan, step)
     kernel = partial(
         onednn.inner_product,
-        *(flat.descriptor, weight.descriptor, bias and bias.descriptor),
+        flat.descriptor,
+        weight.descriptor,
+        bias.descriptor if bias else None,
         result.descriptor,
     )
-    tensors = {onednn.SRC: flat, onednn.DST: result, **_given(bias)}
+    tensors: dict[int, Operand] = {onednn.SRC: flat, onednn.DST: result}
+    if bias:
+        tensors[onednn.BIAS] = bias
     plan.call(step.name, kernel, tensors, scales, weight)
     return result
 
@@ -233,10 +251,6 @@ def _bias(plan: PlanBuilder, step: Step) -> Optional[Memory]:
     if len(step.arrays) < 2:
         return None
     return constant(plan.weights.values(step.arrays[1]))
-
-
-def _given(bias: Optional[Memory]) -> dict[int, Memory]:
-    return {onednn.BIAS: bias} if bias else {}
 
 
 def _pooling(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
@@ -291,7 +305,7 @@ def _binary(
 ) -> Tensor:
     x, y = (_as_float(plan, step, tensor) for tensor in (x, y))
     _check_dims(step, y, x.dims, is_broadcast=True)
-    tensors: dict[int, Union[Tensor, Memory]] = {}
+    tensors: dict[int, Operand] = {}
     post_ops: list[PostOp] = []
     if added:
         added = _as_float(plan, step, added)
@@ -301,9 +315,13 @@ def _binary(
     result = _result_like(plan, step, x, post_ops)
     kernel = partial(
         onednn.binary,
-        *(algorithm, x.descriptor, y.descriptor, result.descriptor, post_ops),
+        algorithm,
+        x.descriptor,
+        y.descriptor,
+        result.descriptor,
+        post_ops,
     )
-    tensors |= {onednn.SRC: x, onednn.SRC_1: y, onednn.DST: result}
+    tensors.update({onednn.SRC: x, onednn.SRC_1: y, onednn.DST: result})
     plan.call(step.name, kernel, tensors)
     return result
 
@@ -327,7 +345,9 @@ def _difference(
     kernel = partial(
         onednn.binary,
         onednn.SUBTRACT,
-        *(Descriptor(image, tensor.dtype) for tensor in (x, y, result)),
+        Descriptor(image, x.dtype),
+        Descriptor(image, y.dtype),
+        Descriptor(image, result.dtype),
         post_ops,
     )
     for number in range(x.dims[0]):
@@ -384,11 +404,19 @@ def _scaled(
         post_ops.append(_ACTIVATIONS[step.activation])
     kernel = partial(
         onednn.binary,
-        *(onednn.MULTIPLY, x.descriptor, factors.descriptor),
-        *(result.descriptor, post_ops),
+        onednn.MULTIPLY,
+        x.descriptor,
+        factors.descriptor,
+        result.descriptor,
+        post_ops,
     )
-    tensors = {onednn.SRC: x, onednn.SRC_1: factors, onednn.DST: result}
-    plan.call(step.name, kernel, tensors | {onednn.operand_of(0): shifts})
+    tensors: dict[int, Operand] = {
+        onednn.SRC: x,
+        onednn.SRC_1: factors,
+        onednn.operand_of(0): shifts,
+        onednn.DST: result,
+    }
+    plan.call(step.name, kernel, tensors)
     return result
 
 
@@ -413,6 +441,8 @@ def _dequantize(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
 
 
 def _quantize(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
+    if step.limits is None:
+        raise PlanError(f"{step.name} has no range")
     return plan.quantized(step.name, x, step.limits)
 
 
@@ -424,7 +454,7 @@ def _reshape(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
     rest = prod(x.dims) // -prod(dims)
     dims = [rest if length == -1 else length for length in dims]
     if prod(dims) != prod(x.dims):
-        raise ShapeError(f"{step.name} makes {dims} of {x.dims}")
+        raise PlanError(f"{step.name} makes {dims} of {x.dims}")
     return plan.view(x, tuple(dims), layout=Layout.ABCD)
 
 
@@ -460,16 +490,16 @@ def _as_float(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
 
 def _check_int8(step: Step, x: Tensor) -> None:
     if not x.is_int8:
-        raise ShapeError(f"{step.name} has int8 weights, and what it takes is not int8")
+        raise PlanError(f"{step.name} has int8 weights, and what it takes is not int8")
 
 
 def _check_dims(
     step: Step, x: Tensor, dims: Sequence[int], *, is_broadcast: bool = False
 ) -> None:
-    """Raise ShapeError unless an operand is as large as the result, or one pixel."""
+    """Raise PlanError unless an operand is as large as the result, or one pixel."""
     one_pixel = (*dims[:2], *[1] * len(dims[2:]))
     if x.dims != tuple(dims) and not (is_broadcast and x.dims == one_pixel):
-        raise ShapeError(f"{step.name} combines {tuple(dims)} with {x.dims}")
+        raise PlanError(f"{step.name} combines {tuple(dims)} with {x.dims}")
 
 
 _OPERATORS: dict[str, Callable[..., Union[Tensor, list[Tensor]]]] = {

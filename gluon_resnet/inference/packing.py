@@ -70,7 +70,7 @@ class Weights:
         """Return a weight as `wanted`."""
         memories = self._packed.setdefault(weight, WeakSet())
         for memory in memories:
-            if memory.descriptor == wanted:
+            if memory.descriptor.equals(wanted):
                 return memory
         source = self._source(weight)
         result = Memory(wanted, aligned(wanted.nbytes))

@@ -26,8 +26,8 @@ from gluon_resnet.inference.onednn import (
 from gluon_resnet.inference.packing import ALIGNMENT, Weight, Weights, aligned
 
 
-class ShapeError(ValueError):
-    """Tensors have dimensions that do not fit each other, or the network."""
+class PlanError(ValueError):
+    """There is no plan: images, arrays and steps do not fit together."""
 
 
 @dataclass(eq=False)
@@ -69,6 +69,11 @@ class Tensor:
         return self.dtype in (DType.S8, DType.U8)
 
 
+Operand = Union[Tensor, Memory]
+Scale = Union[float, np.ndarray]
+"""One for all elements, or of a weight one for each output channel."""
+
+
 class Plan:
     """Calls of kernels, one after the other, and the memory they work on.
 
@@ -85,7 +90,7 @@ class Plan:
         memory: np.ndarray,
         num_classes: int,
     ):
-        """Of `PlanBuilder.finish`.
+        """For `PlanBuilder.finish` to call.
 
         calls: each with the name of its layer.
         storages: where the tensors lie in `memory`, and when.
@@ -155,7 +160,7 @@ class PlanBuilder:
             None,
         )
         self._calls: list[_PlannedCall] = []
-        self._placed: list[Tensor] = []
+        self._placed: list[tuple[Tensor, Storage]] = []
         self._scratchpads: list[Memory] = []
 
     def tensor(
@@ -169,11 +174,13 @@ class PlanBuilder:
     ) -> Tensor:
         """Return a new tensor, which the next call writes."""
         if min(dims) < 1:
-            raise ShapeError(f"a layer's result would have the dimensions {dims}")
+            raise PlanError(f"a layer's result would have the dimensions {dims}")
         descriptor = descriptor or Descriptor(dims, dtype)
         storage = Storage(_whole_lines(descriptor.nbytes), *[len(self._calls)] * 2)
         memory = Memory(descriptor)
-        return self._place(Tensor(dims, dtype, memory, storage, scale, 0, is_pooled))
+        tensor = Tensor(dims, dtype, memory, storage, scale, 0, is_pooled)
+        self._placed.append((tensor, storage))
+        return tensor
 
     def view(
         self,
@@ -185,7 +192,7 @@ class PlanBuilder:
     ) -> Tensor:
         """Return elements of `x`, from element `start` on, as other dimensions.
 
-        Raises ShapeError where there are not as many.
+        Raises PlanError where there are not as many.
         """
         return self._view(x, dims, x.dtype, x.scale, layout, x.start + start)
 
@@ -210,30 +217,26 @@ class PlanBuilder:
             or dtype.nbytes != x.dtype.nbytes
             or end > x.storage.nbytes
         ):
-            raise ShapeError(f"{dims} do not fit into a tensor of {x.dims}")
+            raise PlanError(f"{dims} do not fit into a tensor of {x.dims}")
         view = Tensor(
             *(dims, dtype, Memory(descriptor), x.storage, scale, start, x.is_pooled)
         )
-        return self._place(view)
-
-    def _place(self, tensor: Tensor) -> Tensor:
-        self._placed.append(tensor)
-        return tensor
+        self._placed.append((view, x.storage))
+        return view
 
     def call(
         self,
         layer: str,
         describe: Callable[..., Kernel],
-        tensors: Mapping[int, Union[Tensor, Memory]],
-        scales: Mapping[int, Union[float, np.ndarray]] = {},
+        tensors: Mapping[int, Operand],
+        scales: Mapping[int, Scale] = {},
         weight: Optional[Weight] = None,
     ) -> None:
         """Append a call of a kernel, which needs its tensors until then.
 
         layer: the name to tell it by.
         describe: takes the masks of the scales and returns the kernel.
-        scales: of which tensors the elements are multiples: of one factor, or a weight
-        of one for each channel.
+        scales: of those tensors whose elements are multiples of them.
         """
         masks = {
             argument: weight.channels if weight and np.ndim(factor) else 0
@@ -267,7 +270,7 @@ class PlanBuilder:
 
     def _reordered(self, layer: str, x: Tensor, dtype: DType, scale: float) -> Tensor:
         descriptor = Descriptor(x.dims, dtype)
-        if x.scale == scale and x.descriptor == descriptor:
+        if x.scale == scale and x.descriptor.equals(descriptor):
             return x
         result = self.tensor(
             x.dims, dtype, descriptor, scale=scale, is_pooled=x.is_pooled
@@ -294,21 +297,21 @@ class PlanBuilder:
         """Return the plan that computes `logits` (N, classes), float32.
 
         The image and `logits` get their memory in each run, all else has it for good.
-        Raises ShapeError for a result that is none of logits.
+        Raises PlanError for a result that is none of logits.
         """
-        placed = [t for t in self._placed if t.storage is not logits.storage]
+        placed = [p for p in self._placed if p[1] is not logits.storage]
         is_alone = len(placed) == len(self._placed) - 1
         expected = Descriptor(logits.dims, DType.F32, Layout.AB)
-        if not (is_alone and logits.descriptor == expected):
-            raise ShapeError(f"{logits.dims} are no logits (N, classes)")
-        storages = list({id(t.storage): t.storage for t in placed}.values())
+        if not (is_alone and logits.descriptor.equals(expected)):
+            raise PlanError(f"{logits.dims} are no logits (N, classes)")
+        storages = list(dict.fromkeys(storage for _, storage in placed))
         size = lay_out(storages)
         scratchpad = max((m.descriptor.nbytes for m in self._scratchpads), default=0)
         arena = aligned(size + scratchpad)
         address = arena.ctypes.data
-        for tensor in placed:
+        for tensor, storage in placed:
             start = tensor.start * tensor.dtype.nbytes
-            tensor.memory.point_to(address + tensor.storage.offset + start)
+            tensor.memory.point_to(address + storage.offset + start)
         for memory in self._scratchpads:
             memory.point_to(address + size)
         calls = []

@@ -72,7 +72,7 @@ class Workers:
             )
             for place in self._places
         ]
-        weakref.finalize(self, _end, calls, len(threads)).atexit = False
+        weakref.finalize(self, _end, calls, len(threads)).atexit = False  # type: ignore[misc]
         for thread in threads:
             thread.start()
         self._calls, self._threads = calls, threads
