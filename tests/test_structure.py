@@ -10,8 +10,9 @@ PACKAGE = Path(gluon_resnet.__file__).parent
 # A room is a module or a folder of the package; it may import those before it.
 ROOMS = [
     *("errors", "cpu", "_before_mxnet", "files", "command", "device", "graph"),
-    *("preprocess", "image_files", "postprocess", "bundled", "models", "weights"),
-    *("data", "predictions", "cam", "create", "training", "inference", "classifier"),
+    *("decoding", "preprocess", "image_files", "postprocess", "bundled", "models"),
+    *("weights", "data", "predictions", "cam", "create", "training", "inference"),
+    "classifier",
 ]
 COMMANDS = ["infer", "validate", "train", "quantize", "benchmark", "convert"]
 
