@@ -28,7 +28,6 @@ FP32_LAYERS = {
     "*.conv2.fc1": "attention of 1x1 maps: nothing to win, and softmax sharpens errors",
     "*.conv2.fc2": "attention of 1x1 maps: nothing to win, and softmax sharpens errors",
 }
-_ANY_LABEL = 2**20  # calibration has no use for labels
 _BATCH_SIZE = 8  # all layers' outputs are in memory at once
 
 
@@ -118,7 +117,7 @@ def _excluded(model: Classifier, exclude: Sequence[str]) -> dict[str, str]:
 def _calibration_batches(model: Classifier, rec: Path, images: int):
     if images < 1:
         raise InputError(f"images is {images}; calibration needs at least 1")
-    records = RecordFile.open(rec, num_classes=_ANY_LABEL)
+    records = RecordFile.open(rec, num_classes=None)
     keys = permutation(list(records.offsets), seed=0, epoch=0)[:images].tolist()
     return validation_batches(
         keys, records.read, batch_size=_BATCH_SIZE, protocol=model.protocol

@@ -297,6 +297,13 @@ def test_arithmetic_jpeg_without_its_end_is_refused():
         )
 
 
+def test_size_is_told_by_the_header_alone(pixels):
+    for format in ("PNG", "JPEG"):
+        whole = encoded(pixels, format)
+        assert image_size(whole) == image_size(whole[:-200]) == (40, 27)
+    assert "not an image; " in error_of(image_size, b"no image")
+
+
 # Samples of more than 8 bits.
 
 
