@@ -26,7 +26,6 @@ from gluon_resnet.inference.rewrites import FP32_LAYERS, inference_graph
 from gluon_resnet.models.traced import layer_names
 
 CALIBRATIONS = ("naive", "entropy")
-_ANY_LABEL = 2**20  # calibration has no use for labels
 _BATCH_SIZE = 8  # all layers' outputs are in memory at once
 
 
@@ -122,7 +121,7 @@ def _excluded(net: HybridBlock, exclude: Sequence[str]) -> dict[str, str]:
 def _calibration_batches(model: Classifier, rec: Path, images: int) -> Batches:
     if images < 1:
         raise InputError(f"images is {images}; calibration needs at least 1")
-    records = RecordFile.open(rec, num_classes=_ANY_LABEL)
+    records = RecordFile.open(rec, num_classes=None)
     keys = permutation(list(records.offsets), seed=0, epoch=0)[:images].tolist()
     return validation_batches(
         keys, records.read, batch_size=_BATCH_SIZE, protocol=model.protocol

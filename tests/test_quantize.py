@@ -320,9 +320,7 @@ def test_record_file_without_images_is_refused(model, tmp_path):
     (tmp_path / "empty.idx").touch()
     with pytest.raises(InputError) as error:
         quantize(model, tmp_path / "empty.rec")
-    assert str(error.value) == (
-        f"{tmp_path / 'empty.idx'} lists no record: write the index again"
-    )
+    assert str(error.value) == f"{tmp_path / 'empty.rec'} is empty: write it again"
 
 
 def test_labels_of_the_calibration_do_not_matter():

@@ -20,6 +20,7 @@ ROOMS = [
     "command",
     "device",
     "graph",
+    "decoding",
     "preprocess",
     "image_files",
     "postprocess",
