@@ -25,6 +25,7 @@ from gluon_resnet.inference.operators import plan_of
 from gluon_resnet.inference.plan import Plan, Weights
 from gluon_resnet.inference.rewrites import inference_graph
 from gluon_resnet.inference.steps import steps_of
+from gluon_resnet.models.network import FeatureNet
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +71,15 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
 
     precision: "fp32", equal to `net` but for rounding, or "bf16", whose predictions
     agree with fp32's for at least 999 images of 1,000 (tests/test_inference.py).
-    On a GPU and where oneDNN's wheel is missing the form is `net` itself, hybridized.
+    On a GPU, where oneDNN's wheel is missing, and for a net of feature maps the form is
+    `net` itself, hybridized.
     Raises InputError for a precision that this machine cannot run.
     """
     ctx = next(iter(net.collect_params().values())).list_ctx()[0]
     check_precision(precision, ctx)
-    if ctx.device_type != "cpu" or not onednn.is_available():
+    # A plan has one result.
+    has_levels = isinstance(net, FeatureNet)
+    if has_levels or ctx.device_type != "cpu" or not onednn.is_available():
         log.info("%s on %s: MXNet's operators, nothing fused", precision, ctx)
         net.hybridize(static_alloc=True, static_shape=True)
         return net
