@@ -130,11 +130,10 @@ def init_model(
         num_classes = row.num_classes
         card = Card(row.model, row.protocol, row.data_set)
     else:
-        is_bundled = weights is None
-        path = bundled.weights() if is_bundled else Path(weights)
+        path = bundled.weights() if weights is None else Path(weights)
         num_classes = classes_of(path)
         card = _card(name, path, num_classes)
-        name = bundled.NAME if is_bundled else card.model
+        name = bundled.NAME if weights is None else card.model
     net = empty_resnet(model_spec(card.model), num_classes=num_classes, ctx=ctx)
     load_weights(net, path)
     class_names = _class_names(card.data_set, num_classes)
@@ -173,7 +172,7 @@ def _int8_model(
     net = load_int8(weights)
     card = net.card
     check_model(card.model, model, weights)
-    return Classifier(model, net, card.protocol, card.class_names, ctx, "int8")
+    return Classifier(model, net, card.protocol, tuple(card.class_names), ctx, "int8")
 
 
 def _published(url: str, name: str) -> Checkpoint:

@@ -2,8 +2,8 @@
 """What `create_model` returns: a network that knows its row and its pixels."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import NamedTuple, Optional, Union
+from dataclasses import asdict, dataclass
+from typing import Optional, Union
 
 import mxnet as mx
 import numpy as np
@@ -26,6 +26,8 @@ class Network(Chain):
     """Its row of the catalog."""
     protocol: Optional[Protocol] = None
     """How its images are prepared: as those of the weights that its name stands for."""
+    fc: nn.Dense
+    """The classifier, where there is one."""
 
     def preprocess(
         self, images: Union[ImageSource, Sequence[ImageSource]]
@@ -74,7 +76,8 @@ class Network(Chain):
         return next(iter(self.collect_params().values())).list_ctx()
 
 
-class Level(NamedTuple):
+@dataclass(frozen=True)
+class Level:
     """A map of a `FeatureNet`: timm's `feature_info`."""
 
     index: int
