@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`create_model`: from a name to a network with fresh or published weights."""
 
-import difflib
 import inspect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from gluon_resnet.models import model_spec
 from gluon_resnet.models.names import resolve
 from gluon_resnet.models.network import Network
 from gluon_resnet.models.resnet import Contexts, empty_resnet, feature_net, resnet
+from gluon_resnet.nearest import nearest
 from gluon_resnet.weights import (
     checkpoint,
     classes_of,
@@ -146,12 +146,10 @@ def _check_options(options: Iterable[str]) -> None:
     }
     for option in options:
         if option not in known:
-            hint = f"has {', '.join(sorted(known))}"
+            hint = nearest(option, sorted(known))
             if option in _OTHER_WORDS:
-                hint = f"calls it {_OTHER_WORDS[option]}"
-            elif nearest := difflib.get_close_matches(option, known, n=3):
-                hint = f"has {', '.join(nearest)}"
-            raise TypeError(f"create_model has no keyword {option!r}; it {hint}")
+                hint = f"here it is {_OTHER_WORDS[option]}"
+            raise TypeError(f"create_model has no keyword {option!r}; {hint}")
 
 
 def _copy_adapted(source: HybridBlock, target: HybridBlock) -> None:
