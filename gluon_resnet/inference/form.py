@@ -36,6 +36,7 @@ from gluon_resnet.inference.plan import Plan, PlanError
 from gluon_resnet.inference.rewrites import inference_graph
 from gluon_resnet.inference.steps import steps_of
 from gluon_resnet.inference.workers import Workers
+from gluon_resnet.models.network import FeatureNet
 from gluon_resnet.precision import check_device
 
 log = logging.getLogger(__name__)
@@ -84,12 +85,17 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
 
     precision: "fp32", equal to `net` but for rounding, or "bf16", whose predictions
     agree with fp32's for at least 999 images of 1,000 (tests/test_inference.py).
-    On a GPU, where oneDNN's wheel is missing, and for a layer that no kernel computes
-    the form is MXNet's own operators, hybridized; which it is, is logged.
+    On a GPU, where oneDNN's wheel is missing, for a layer that no kernel computes, and
+    for a net of feature maps the form is MXNet's own operators, hybridized; which it
+    is, is logged.
     Raises InputError for a precision that this machine or this net cannot run.
     """
     ctx = next(iter(net.collect_params().values())).list_ctx()[0]
     check_precision(precision, ctx)
+    if isinstance(net, FeatureNet):  # A plan has one result.
+        log.info("%s on %s: feature maps by MXNet's own operators", precision, ctx)
+        net.hybridize(static_alloc=True, static_shape=True)
+        return net
     if ctx.device_type != "cpu" or not onednn.is_available():
         log.info("%s on %s: MXNet's own operators, no fused kernels", precision, ctx)
         return MXNetForm(*folded(net), ctx)
