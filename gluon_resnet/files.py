@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing files so that nothing half-written stays under its final name."""
+"""Writing files: nothing half-written under its final name, one run in a folder."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from gluon_resnet.errors import InputError
 
@@ -34,3 +36,52 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make `folder`, and keep other runs that lock it out until the block ends.
+
+    The lock is the kernel's: it ends with the process, however that ends. Raises
+    InputError where the folder cannot be made or written to, and where another run has
+    locked it.
+    """
+    lock = folder / ".lock"
+    with _open_locked(folder, lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _open_locked(folder: Path, lock: Path) -> TextIO:
+    """Open and lock the file `lock`; closing it ends the lock."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = lock.open("w")
+        except OSError as error:
+            raise InputError(
+                f"cannot write into {folder}: {error.strerror}; choose a folder that "
+                "you may write to"
+            ) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between our two calls the run before may have removed the file: a lock on
+            # what has no name any more keeps nobody out.
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                return file
+        except BlockingIOError:
+            file.close()
+            raise InputError(
+                f"another run is at work in {folder}: wait for it or choose another "
+                "folder"
+            ) from None
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            file.close()
+            raise InputError(
+                f"cannot lock {lock}: {error.strerror}; choose a folder on another disk"
+            ) from None
+        file.close()

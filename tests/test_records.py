@@ -13,7 +13,6 @@ from gluon_resnet.data.loader import validation_batches
 from gluon_resnet.data.records import (
     MAGIC,
     RecordFile,
-    in_memory,
 )
 from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import Protocol
@@ -177,13 +176,6 @@ def test_missing_file_is_named(path, suffix):
         f"{path.with_suffix(suffix)} is not there; a record file is a .rec with its "
         ".idx beside it: give the path of the .rec"
     )
-
-
-def test_memory_holds_what_the_file_holds(records):
-    read = in_memory(records)
-    for key in KEYS:
-        assert read(key)[0] == records.read(key)[0]
-        np.testing.assert_array_equal(read(key)[1], records.read(key)[1])
 
 
 def test_validation_shows_each_image_once_in_order(records):

@@ -9,7 +9,6 @@ and 3). What lies inside, header and encoded image, is mxnet.recordio's.
 """
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from os import SEEK_CUR
 from pathlib import Path
@@ -94,6 +93,17 @@ class RecordFile:
             raise self._damaged(key, str(error)) from error
         return int(label), image
 
+    def encoded_image(self, key: int) -> bytes:
+        """The image of one record as it is stored, whatever its label.
+
+        Raises InputError when the record is damaged.
+        """
+        content = self._content(key)
+        if len(content) < HEADER.size:
+            raise self._damaged(key, f"{len(content)} bytes are too few for a header")
+        num_labels, *_ = HEADER.unpack_from(content)
+        return content[HEADER.size + 4 * num_labels :]
+
     def _content(self, key: int) -> bytes:
         """The bytes of one record, put together where they stand in parts."""
         parts = []
@@ -119,8 +129,3 @@ class RecordFile:
             f"{self.path}, record {key} at offset {self.offsets[key]}: {why}; "
             "write the file again"
         )
-
-
-def in_memory(records: RecordFile) -> Callable[[int], tuple[int, np.ndarray]]:
-    """Decode every record once; for data sets that fit in memory."""
-    return {key: records.read(key) for key in records.offsets}.__getitem__
