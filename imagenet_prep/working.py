@@ -6,12 +6,11 @@ lock alone, and a killed run leaves no process behind.
 """
 
 import errno
-import fcntl
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Optional, TypeVar
 from tqdm import tqdm
 
 from gluon_resnet.errors import InputError
+from gluon_resnet.files import locked
 
 SECONDS_BETWEEN_LINES = 30.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -34,23 +34,7 @@ def working_in(target: Path) -> Iterator[None]:
     Raises InputError where it cannot be made, where another run is at work in it and
     where the disk is full.
     """
-    lock = target / ".lock"
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        file = lock.open("w")
-    except OSError as error:
-        raise InputError(
-            f"cannot write into {target}: {error.strerror}; choose a folder that you "
-            "may write to"
-        ) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another run is at work in {target}: wait for it or choose another "
-                "folder"
-            ) from None
+    with locked(target):
         try:
             yield
         except OSError as error:
@@ -60,8 +44,6 @@ def working_in(target: Path) -> Iterator[None]:
                 f"{target} cannot hold more ({error.strerror}): make room and give the "
                 "same command again, it goes on from there"
             ) from error
-        finally:
-            lock.unlink(missing_ok=True)
 
 
 def in_order(
@@ -90,6 +72,14 @@ def in_order(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def print_written(written: Sequence[Path], wanted: int, target: Path) -> None:
+    """Print the paths of record files, and tell where not all were to be written."""
+    for path in written:
+        print(path)
+    if len(written) < wanted:
+        print(f"{target} held the rest already", file=sys.stderr)
 
 
 @contextmanager
