@@ -10,7 +10,7 @@ labels (float32), and an encoded image.
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from os import SEEK_CUR
 from pathlib import Path
@@ -185,11 +185,6 @@ def records_in(path: Path) -> Iterator[tuple[int, bytes]]:
                     f"{path} at offset {offset}: {error}; write the file again"
                 ) from None
             yield offset, content
-
-
-def in_memory(records: RecordFile) -> Callable[[int], tuple[int, np.ndarray]]:
-    """Decode every record once; for data sets that fit in memory."""
-    return {key: records.read(key) for key in records.offsets}.__getitem__
 
 
 def _read_record(file: BinaryIO) -> bytes:
