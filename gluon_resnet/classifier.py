@@ -12,6 +12,7 @@ import numpy as np
 from mxnet.gluon import HybridBlock
 
 from gluon_resnet import bundled
+from gluon_resnet.device import Device, device
 from gluon_resnet.errors import InputError
 from gluon_resnet.inference.form import Forward, check_precision, inference_form
 from gluon_resnet.inference.int8 import Int8Model, is_int8, load_int8, needs_quantizing
@@ -60,7 +61,7 @@ class Classifier:
 def init_model(
     name: str,
     weights: Union[str, Path, None] = None,
-    ctx: Optional[mx.Context] = None,
+    ctx: Device = None,
     *,
     precision: Optional[str] = None,
     accept_licence: bool = False,
@@ -73,6 +74,7 @@ def init_model(
     its classifier decides the number of classes, and its card (`card.Card`), if it has
     one, the pixels and the class names; without a card the pixels are those of the
     model's default weights.
+    ctx: the device, MXNet's own or named as in "gpu(0)"; default the CPU.
     precision: "fp32", "bf16" or "int8"; default that of the weights. int8 takes a file
     of `gluon_resnet.quantize` as weights.
     accept_licence: take weights under a non-commercial licence, too.
@@ -80,12 +82,7 @@ def init_model(
     (no other weights are taken in their place), and for a precision that is not the
     weights' or that this machine cannot run.
     """
-    ctx = ctx or mx.cpu()
-    if ctx.device_type == "gpu" and ctx.device_id >= mx.context.num_gpus():
-        raise InputError(
-            f"{ctx} is not there: MXNet sees {mx.context.num_gpus()} GPUs; use cpu, or "
-            "install requirements-cu112.txt on a machine with one"
-        )
+    ctx = device(ctx)
     if weights is not None and is_int8(weights):
         return _int8_model(model_spec(name).name, Path(weights), ctx, precision)
     precision = precision or "fp32"

@@ -179,6 +179,18 @@ def ten_crop(image: ImageSource, **fields) -> np.ndarray:
     )
 
 
+def pixels_of(image: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """Return the pixels of a prepared image: float32 RGB (H, W, 3) in [0, 255].
+
+    image: float32 (3, H, W) as `preprocess` gives it by `protocol`.
+    """
+    std, mean = (
+        np.reshape(np.float32(values), (3, 1, 1))
+        for values in (protocol.std, protocol.mean)
+    )
+    return np.clip((image * std + mean) * 255, 0, 255).transpose(1, 2, 0)
+
+
 def _open_rgb(source: str | Path | bytes | BinaryIO | Image.Image) -> Image.Image:
     """Open, check and decode; every way in which that can fail is an InputError."""
     name = f"image of {len(source)} bytes" if isinstance(source, bytes) else source

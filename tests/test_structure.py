@@ -11,12 +11,16 @@ PACKAGE = Path(gluon_resnet.__file__).parent
 ROOMS = [
     "errors",
     "nearest",
+    "in_order",
+    "interrupt",
     "random_streams",
     "cpu",
     "_before_mxnet",
     "lazy",
     "files",
+    "progress",
     "command",
+    "precision",
     "device",
     "graph",
     "preprocess",
@@ -25,6 +29,7 @@ ROOMS = [
     "bundled",
     "models",
     "weights",
+    "image_sources",
     "data",
     "predictions",
     "cam",
@@ -32,6 +37,7 @@ ROOMS = [
     "training",
     "inference",
     "classifier",
+    "model_options",
 ]
 COMMANDS = ["infer", "validate", "train", "quantize", "benchmark", "convert"]
 

@@ -25,12 +25,11 @@ from gluon_resnet.inference.operators import plan_of
 from gluon_resnet.inference.plan import Plan, Weights
 from gluon_resnet.inference.rewrites import inference_graph
 from gluon_resnet.inference.steps import steps_of
+from gluon_resnet.precision import PRECISIONS
 
 log = logging.getLogger(__name__)
 
 Forward = Callable[[mx.nd.NDArray], mx.nd.NDArray]
-
-PRECISIONS = ("fp32", "bf16", "int8")
 
 # Images of 224 x 224 that a core computes at a time; of smaller ones more. Fewer make
 # less of the weights that are fetched for them, more are too much for the cache.
