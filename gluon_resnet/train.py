@@ -22,6 +22,50 @@ from gluon_resnet.training.recipes import RECIPES, recipe_named
 SMOKE_IMAGES = 32
 
 
+def parser() -> command.Parser:
+    """Return the parser of `train`."""
+    parser = command.Parser(
+        prog="python -m gluon_resnet.train",
+        description="Train a model from record files.",
+        epilog=f"recipes: {', '.join(RECIPES)}",
+    )
+    add = parser.add_argument
+    add("--recipe", required=True, metavar="NAME", help="what to train, and how")
+    add("--train-rec", type=Path, metavar="FILE", help=".rec file to train on")
+    add("--val-rec", type=Path, metavar="FILE", help=".rec file to validate on")
+    add("--out", type=Path, metavar="DIR", help="folder for checkpoints, log, weights")
+    add("--resume", action="store_true", help="go on from the newest checkpoint in it")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        metavar="KEY=VALUE",
+        help="change the recipe; another batch_size scales the learning rate",
+    )
+    add(
+        "--smoke",
+        action="store_true",
+        help="see in seconds that it runs: a few small images, two epochs; without "
+        "other files on the bundled sample",
+    )
+    add(
+        "--ctx",
+        type=_devices,
+        default="cpu",
+        metavar="DEVICES",
+        help="devices that share each batch: cpu, gpu(0) or gpu(0),gpu(1)",
+    )
+    add("--workers", type=int, metavar="N", help="threads that prepare images")
+    add(
+        "--checkpoint-every",
+        type=float,
+        default=10,
+        metavar="MINUTES",
+        help="minutes between checkpoints",
+    )
+    return parser
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Print the last entry of the log."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
@@ -62,43 +106,4 @@ def _devices(names: str) -> list[mx.Context]:
 
 
 if __name__ == "__main__":
-    parser = command.Parser(
-        prog="python -m gluon_resnet.train",
-        description="Train a model from record files.",
-        epilog=f"recipes: {', '.join(RECIPES)}",
-    )
-    add = parser.add_argument
-    add("--recipe", required=True, metavar="NAME", help="what to train, and how")
-    add("--train-rec", type=Path, metavar="FILE", help=".rec file to train on")
-    add("--val-rec", type=Path, metavar="FILE", help=".rec file to validate on")
-    add("--out", type=Path, metavar="DIR", help="folder for checkpoints, log, weights")
-    add("--resume", action="store_true", help="go on from the newest checkpoint in it")
-    add(
-        "--set",
-        nargs="+",
-        action="extend",
-        metavar="KEY=VALUE",
-        help="change the recipe; another batch_size scales the learning rate",
-    )
-    add(
-        "--smoke",
-        action="store_true",
-        help="see in seconds that it runs: a few small images, two epochs; without "
-        "other files on the bundled sample",
-    )
-    add(
-        "--ctx",
-        type=_devices,
-        default="cpu",
-        metavar="DEVICES",
-        help="devices that share each batch: cpu, gpu(0) or gpu(0),gpu(1)",
-    )
-    add("--workers", type=int, metavar="N", help="threads that prepare images")
-    add(
-        "--checkpoint-every",
-        type=float,
-        default=10,
-        metavar="MINUTES",
-        help="minutes between checkpoints",
-    )
-    command.run(main, parser)
+    command.run(main, parser())

@@ -162,6 +162,18 @@ def convert(
     return written
 
 
+def parser() -> command.Parser:
+    """Return the parser of this command."""
+    parser = command.Parser(
+        prog="python -m imagenet_prep.fashion_mnist",
+        description="Turn the IDX files of Fashion-MNIST into record files.",
+    )
+    add = parser.add_argument
+    add("--source", type=Path, default=DEBIAN_FOLDER, help="folder of the IDX files")
+    add("--target", type=Path, required=True, help="folder for the record files")
+    return parser
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Print the paths of the record files written."""
     written = convert(arguments.source, arguments.target)
@@ -172,11 +184,4 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = command.Parser(
-        prog="python -m imagenet_prep.fashion_mnist",
-        description="Turn the IDX files of Fashion-MNIST into record files.",
-    )
-    add = parser.add_argument
-    add("--source", type=Path, default=DEBIAN_FOLDER, help="folder of the IDX files")
-    add("--target", type=Path, required=True, help="folder for the record files")
-    command.run(main, parser)
+    command.run(main, parser())
