@@ -129,6 +129,21 @@ def convert(
         return write_folder_records(source, prefix, encoding=encoding, workers=workers)
 
 
+def parser() -> command.Parser:
+    """Return the parser of this command."""
+    parser = command.Parser(
+        prog="python -m imagenet_prep.folder",
+        description="Turn a folder of class folders into a record file.",
+    )
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="folder of the class folders")
+    add("--target", type=Path, required=True, help="folder for the record file")
+    add("--name", help="of the record file, without .rec; the source's if not given")
+    add("--no-shuffle", action="store_true", help="keep the order of classes and names")
+    add_options(parser)
+    return parser
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Print the path of the record file."""
     prefix = arguments.target / (arguments.name or arguments.source.resolve().name)
@@ -145,14 +160,4 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = command.Parser(
-        prog="python -m imagenet_prep.folder",
-        description="Turn a folder of class folders into a record file.",
-    )
-    add = parser.add_argument
-    add("--source", type=Path, required=True, help="folder of the class folders")
-    add("--target", type=Path, required=True, help="folder for the record file")
-    add("--name", help="of the record file, without .rec; the source's if not given")
-    add("--no-shuffle", action="store_true", help="keep the order of classes and names")
-    add_options(parser)
-    command.run(main, parser)
+    command.run(main, parser())

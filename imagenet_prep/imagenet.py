@@ -27,6 +27,7 @@ import numpy as np
 
 from gluon_resnet import command
 from gluon_resnet.errors import InputError
+from gluon_resnet.in_order import in_order
 from gluon_resnet.postprocess import synsets
 from imagenet_prep.archives import (
     begin,
@@ -41,7 +42,7 @@ from imagenet_prep.archives import (
 from imagenet_prep.encoding import Encoding, add_options, encoding_of
 from imagenet_prep.folder import class_folders, image_rows, write_folder_records
 from imagenet_prep.record_writer import write_listing
-from imagenet_prep.working import in_order, print_written, progress, working_in
+from imagenet_prep.working import print_written, progress, working_in
 
 TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 VAL_ARCHIVE = "ILSVRC2012_img_val.tar"
@@ -217,6 +218,21 @@ def prepare(
     return written
 
 
+def parser() -> command.Parser:
+    """Return the parser of this command."""
+    parser = command.Parser(
+        prog="python -m imagenet_prep.imagenet",
+        description="Turn the official files of ImageNet into record files.",
+    )
+    add = parser.add_argument
+    add("--download-dir", type=Path, required=True, help="folder of the official files")
+    add("--target", type=Path, required=True, help="folder for images and records")
+    add("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="splits to prepare")
+    add("--skip-checksums", action="store_true", help="do not verify the files")
+    add_options(parser)
+    return parser
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Print the paths of the record files written."""
     dataset = ilsvrc2012()
@@ -303,14 +319,4 @@ def _read_meta(content: bytes, devkit: Path) -> dict[int, str]:
 
 
 if __name__ == "__main__":
-    parser = command.Parser(
-        prog="python -m imagenet_prep.imagenet",
-        description="Turn the official files of ImageNet into record files.",
-    )
-    add = parser.add_argument
-    add("--download-dir", type=Path, required=True, help="folder of the official files")
-    add("--target", type=Path, required=True, help="folder for images and records")
-    add("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="splits to prepare")
-    add("--skip-checksums", action="store_true", help="do not verify the files")
-    add_options(parser)
-    command.run(main, parser)
+    command.run(main, parser())

@@ -26,7 +26,8 @@ from typing import BinaryIO, Optional
 
 from gluon_resnet.data.records import HEADER, MAGIC
 from gluon_resnet.errors import InputError
-from imagenet_prep.working import in_order, progress
+from gluon_resnet.in_order import in_order
+from imagenet_prep.working import progress
 
 LENGTH_BITS = 29
 SHUFFLE_SEED = 100  # MXNet's im2rec.py shuffles with the same

@@ -14,6 +14,7 @@ import pytest
 
 from gluon_resnet.data.records import MAGIC
 from gluon_resnet.errors import InputError
+from gluon_resnet.in_order import in_order
 from imagenet_prep import record_writer, working
 from imagenet_prep.record_writer import (
     frame,
@@ -21,7 +22,7 @@ from imagenet_prep.record_writer import (
     write_listing,
     write_records,
 )
-from imagenet_prep.working import in_order, progress, working_in
+from imagenet_prep.working import progress, working_in
 
 ROWS = [(key, key % 3, f"{key % 3}/{key}.jpg") for key in range(7)]
 
@@ -282,6 +283,7 @@ import resource, sys
 from pathlib import Path
 from imagenet_prep.folder import convert
 from gluon_resnet.errors import InputError
+from gluon_resnet.in_order import in_order
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), -1))
 try:
     convert(Path(sys.argv[1]), Path(sys.argv[2]))
