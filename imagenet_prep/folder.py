@@ -15,6 +15,7 @@ draws a fifth of each class for records/val.rec; the rest makes records/train.re
 import argparse
 import logging
 import random
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -63,9 +64,10 @@ def class_folders(source: Path, left_out: LeftOut) -> list[str]:
                 "and what is not UTF-8"
             )
         if name.lower() in _PARTS and _holds_only_folders(source / name):
+            part = shlex.quote(str(source / name))
             raise InputError(
                 f"{source} holds {name}, which holds folders and no images: give "
-                f"--source {source / name} if its folders are the classes"
+                f"--source {part} if its folders are the classes"
             )
     return names
 
