@@ -15,9 +15,8 @@ compared, and the memory of ten epochs of this loader is measured.
 """
 
 import argparse
-import operator
+import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Optional
@@ -50,8 +50,11 @@ from gluon_resnet.data.augment import (
     random_resized_crop,
 )
 from gluon_resnet.data.loader import training_batches, validation_batches
-from gluon_resnet.preprocess import Protocol, preprocess, read_image
 from gluon_resnet.data.records import RecordFile
+from gluon_resnet.preprocess import Protocol, preprocess, read_image
+
+from machine import machine
+from report import OURS, loading
 
 KINDS = ("evaluation", "training")
 CORES = len(os.sched_getaffinity(0))
@@ -120,6 +123,7 @@ def this_loader(path: Path, count: int, kind: str) -> Side:
         batches = validation_batches(keys, records.read, **options)
     else:
         options |= {"transforms": TRANSFORMS, "seed": 0, "epoch": 0}
+        options["protocol"] = replace(PROTOCOL, crop_pct=1)
         batches = training_batches(keys, records.read, **options)
     return lambda: (images for images, _ in batches)
 
@@ -301,39 +305,22 @@ def measure(
     return speeds
 
 
-def print_table(speeds: dict[str, dict[str, list[float]]]) -> None:
-    """As Markdown: medians, extremes and the median ratio to the same round's bound."""
-    bound = speeds[BOUND]["evaluation"]
-    print("\n| images/s | evaluation | of bound | training | of bound |")
-    print("|---|---|---|---|---|")
-    for name, kinds in speeds.items():
-        cells = [name]
-        for kind in KINDS:
-            values = kinds.get(kind)
-            if values is None:
-                cells += ["", ""]
-                continue
-            middle = statistics.median(values)
-            ratio = statistics.median(map(operator.truediv, values, bound))
-            cells.append(f"{middle:.0f} ({min(values):.0f}-{max(values):.0f})")
-            cells.append(f"{ratio:.0%}")
-        print("|", " | ".join(cells), "|")
-
-
-def main(count: int, rounds: int, torch_python: Optional[Path]) -> None:
-    """Make the images, check all sides, measure them, print."""
+def main(
+    count: int, rounds: int, torch_python: Optional[Path], path: Optional[Path]
+) -> None:
+    """Make the images, check all sides, measure them, print and write the results."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         images = make_images(count)
         print(f"{count} images, {sum(map(len, images)) / count / 1000:.1f} kB each")
-        path = write_images(folder, images)
+        records = write_images(folder, images)
 
-        ours = {kind: this_loader(path, count, kind) for kind in KINDS}
+        ours = {kind: this_loader(records, count, kind) for kind in KINDS}
         for kind, side in ours.items():
             check_memory(kind, side)
         peers = {
-            "ImageRecordIter": {kind: record_iter(path, kind) for kind in KINDS},
-            "GluonCV DataLoader": {kind: gluon_loader(path, kind) for kind in KINDS},
+            "ImageRecordIter": {kind: record_iter(records, kind) for kind in KINDS},
+            "GluonCV DataLoader": {kind: gluon_loader(records, kind) for kind in KINDS},
         }
         for name, sides in peers.items():
             for check, kind in zip((check_pixels, check_augmentation), KINDS):
@@ -347,7 +334,18 @@ def main(count: int, rounds: int, torch_python: Optional[Path]) -> None:
             check_pixels(name, unnormalised(theirs), unnormalised(np.stack(expected)))
 
         bound = {BOUND: {"evaluation": decoding(images)}}
-        print_table(measure({**bound, "this loader": ours, **peers}, count, rounds))
+        speeds = measure({**bound, OURS: ours, **peers}, count, rounds)
+    results = {
+        "machine": machine(torch_python),
+        "cells": [
+            {"side": side, "kind": kind, "speeds": values}
+            for side, kinds in speeds.items()
+            for kind, values in kinds.items()
+        ],
+    }
+    print(loading(results))
+    if path:
+        path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
@@ -357,7 +355,8 @@ if __name__ == "__main__":
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--torch-python", type=Path, help="interpreter with PyTorch")
+    parser.add_argument("--results", type=Path, help="write what was measured as JSON")
     arguments = parser.parse_args()
     if arguments.images < BATCH_SIZE or arguments.images % BATCH_SIZE:
         parser.error(f"--images {arguments.images} is not a multiple of {BATCH_SIZE}")
-    main(arguments.images, arguments.rounds, arguments.torch_python)
+    main(arguments.images, arguments.rounds, arguments.torch_python, arguments.results)

@@ -18,19 +18,19 @@ that file has is not measured again: remove it for a fresh run.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-from inference_report import OURS, Cell, print_report
+from machine import machine
+from report import OURS, Cell
+from report import inference as report
 
 # Columns of the tables, and the names that the side scripts know.
 SIDES = {
@@ -76,8 +76,6 @@ GROWTH_MODEL, GROWTH_BATCHES = "resnet50_v1b", (1, 2, 4, 8, 16, 32, 64)
 # Too slow to be compiled for each batch, or to be of interest.
 NOT_IN_GROWTH = ("GluonCV", "PyTorch eager", "PyTorch autocast", "PyTorch compile")
 STARTS = 3
-MXNET_PACKAGES = ("mxnet", "onednn-cpu-gomp", "gluoncv")
-PEERS_PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "nncf")
 
 # Sends a command to a side and returns its answer.
 Ask = Callable[..., Any]
@@ -289,28 +287,6 @@ def groups(
                         yield part, model, precision, cells
 
 
-def machine(peers_python: Optional[Path]) -> dict[str, str]:
-    """What the numbers hold for: processor, system, versions."""
-    cpuinfo = Path("/proc/cpuinfo").read_text()
-    names = [line for line in cpuinfo.splitlines() if line.startswith("model name")]
-    found = {
-        "date": time.strftime("%Y-%m-%d"),
-        "processor": names[0].partition(":")[2].strip() if names else "unknown",
-        "cores": str(os.cpu_count()),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in MXNET_PACKAGES},
-    }
-    if peers_python:
-        code = (
-            "import json, sys; from importlib.metadata import version;"
-            "print(json.dumps({p: version(p) for p in sys.argv[1:]}))"
-        )
-        command = [peers_python, "-c", code, *PEERS_PACKAGES]
-        found |= json.loads(subprocess.check_output(command))
-    return found
-
-
 def main(arguments: argparse.Namespace) -> None:
     """Prepare, measure, write results.json after each group, print the tables."""
     arguments.work = arguments.work.absolute()
@@ -331,7 +307,7 @@ def main(arguments: argparse.Namespace) -> None:
         unfinished = path.with_suffix(".part")
         unfinished.write_text(json.dumps(results, indent=1) + "\n")
         unfinished.replace(path)
-    print_report(results)
+    print(report(results))
 
 
 if __name__ == "__main__":

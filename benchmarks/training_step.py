@@ -14,7 +14,6 @@ autocast. GluonCV's are hybridized with static memory.
 
 import argparse
 import json
-import operator
 import os
 import statistics
 import subprocess
@@ -35,6 +34,9 @@ import numpy as np
 
 from gluon_resnet import create_model, load_weights, save_weights
 from gluon_resnet.weights import layouts
+
+from machine import machine
+from report import training_steps
 
 # Pixels and images in a batch.
 MODELS = {
@@ -182,26 +184,17 @@ def measure(
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Print a line of the table for each model and precision."""
-    print("| ms an image | this project | PyTorch | GluonCV | PyTorch / this project |")
-    print("|---|---|---|---|---|")
+    """Measure, print the table, write the results where asked for."""
+    results: dict[str, Any] = {"machine": machine(arguments.torch_python), "cells": []}
     for model in arguments.models:
         times = measure(model, arguments.precisions, arguments)
-        for precision in arguments.precisions:
-            cells = [f"{model}, {precision}"]
-            for column in (OURS, TORCH, "GluonCV"):
-                cells.append(summary(times.get((precision, column), [])))
-            theirs, ours = times.get((precision, TORCH), []), times[precision, OURS]
-            cells.append(summary(list(map(operator.truediv, theirs, ours))))
-            print("|", " | ".join(cells), "|", flush=True)
-
-
-def summary(values: list[float]) -> str:
-    """Median and extremes."""
-    if not values:
-        return ""
-    middle = statistics.median(values)
-    return f"{middle:.3g} ({min(values):.3g}-{max(values):.3g})"
+        results["cells"] += [
+            {"model": model, "precision": precision, "side": side, "ms": values}
+            for (precision, side), values in times.items()
+        ]
+    print(training_steps(results))
+    if arguments.results:
+        arguments.results.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
@@ -213,4 +206,5 @@ if __name__ == "__main__":
     add("--rounds", type=int, default=7)
     add("--seconds", type=float, default=2.0, help="of a side's turn, at least")
     add("--threads", type=int, default=2)
+    add("--results", type=Path, metavar="FILE.json", help="write what was measured")
     main(parser.parse_args())

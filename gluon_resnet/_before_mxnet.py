@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """What must happen before ``import mxnet``; ``gluon_resnet`` imports this first.
 
-Importing the module does it all. It raises ImportError, with the remedy in one line,
-for an installation that MXNet could only answer with a riddle.
+Importing the module sets OpenMP up, which costs nothing. All else waits for the first
+``import mxnet``, whoever asks for it: a process that never does, such as one that
+prints help, does not pay for it. That import raises ImportError, with the remedy in one
+line, for an installation that MXNet could only answer with a riddle.
 """
 
 import ctypes
 import os
-import platform
 import sys
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
+from typing import Optional
 
-from gluon_resnet.cpu import CPUS, cpu_flags, physical_cores
+from gluon_resnet.cpu import allowed_cpus, cpu_flags, physical_cores
 
 # What libmxnet.so of mxnet-cu112 links and NVIDIA's wheels ship, as paths below their
 # common folder. Each finds its own siblings through its RUNPATH.
@@ -150,12 +153,42 @@ def ask_for_tiles() -> bool:
     return ctypes.CDLL(None).syscall(syscall, request, tile_data) == 0
 
 
-check_packages()
-add_numpy_names()
 AMX = "AMX is off: not on Linux"
+
+
+def prepare() -> None:
+    """Check the installation and load what MXNet needs; sets `AMX` to what was done."""
+    global AMX
+    check_packages()
+    add_numpy_names()
+    if sys.platform == "linux":
+        load_system_libraries()
+        load_cuda_libraries()
+        AMX = switch_on_amx(os.uname().machine, cpu_flags(), os.environ, ask_for_tiles)
+
+
+class _Preparer:
+    """Finds no module, but hears of each that is to be imported."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Optional[Sequence[str]] = None,
+        target: Optional[ModuleType] = None,
+    ) -> None:
+        if fullname == "mxnet":
+            sys.meta_path.remove(self)  # `prepare` looks for mxnet, too.
+            try:
+                prepare()
+            except ImportError:
+                sys.meta_path.insert(0, self)
+                raise
+
+
 if sys.platform == "linux":
-    # Before the library is loaded, which reads them once.
-    set_up_openmp(os.environ, physical_cores(CPUS))
-    load_system_libraries()
-    load_cuda_libraries()
-    AMX = switch_on_amx(platform.machine(), cpu_flags(), os.environ, ask_for_tiles)
+    # At once: the library reads its variables when it is loaded, by whomever.
+    set_up_openmp(os.environ, physical_cores(allowed_cpus()))
+if "mxnet" in sys.modules:
+    prepare()
+else:
+    sys.meta_path.insert(0, _Preparer())

@@ -20,25 +20,26 @@ def load_class_names(dataset: str = "imagenet") -> tuple[str, ...]:
 
     dataset: "imagenet" (the first name of each synset; "crane" and "maillot" stand
     for two classes each, so a label identifies a class and a name does not),
-    "fashion_mnist", "cifar10" or "cifar100".
+    "imagenet21k_miil" (MIIL's 11,221 classes, named so, too), "cub200", "cifar10",
+    "cifar100" or "fashion_mnist". `classes/README.md` says where they are from.
 
     Raises InputError for another name.
     """
     known = sorted(path.stem for path in _CLASSES_DIR.glob("*.txt"))
     if dataset not in known:
         raise InputError(f"data set {dataset!r} is unknown; use {' or '.join(known)}")
-    if dataset == "imagenet":
-        return tuple(names.partition(",")[0] for _, names in imagenet_synsets())
+    if dataset.startswith("imagenet"):
+        return tuple(names.partition(",")[0] for _, names in synsets(dataset))
     return tuple(_lines(dataset))
 
 
-def imagenet_synsets() -> list[tuple[str, str]]:
-    """Return WordNet ID and names of ImageNet's 1,000 classes, in label order.
+def synsets(dataset: str) -> list[tuple[str, str]]:
+    """Return WordNet ID and names of the classes of an ImageNet, in label order.
 
     A synset's names stand in one text: ("n01440764", "tench, Tinca tinca").
     """
-    synsets = (line.partition(" ") for line in _lines("imagenet"))
-    return [(wnid, names) for wnid, _, names in synsets]
+    lines = (line.partition(" ") for line in _lines(dataset))
+    return [(wnid, names) for wnid, _, names in lines]
 
 
 def _lines(dataset: str) -> list[str]:

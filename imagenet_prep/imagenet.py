@@ -28,7 +28,7 @@ import numpy as np
 from gluon_resnet import command
 from gluon_resnet.errors import InputError
 from gluon_resnet.image_files import LeftOut
-from gluon_resnet.postprocess import imagenet_synsets
+from gluon_resnet.postprocess import synsets
 from imagenet_prep.archives import (
     begin,
     check_sum,
@@ -70,7 +70,7 @@ class DataSet:
 
 def ilsvrc2012() -> DataSet:
     """The data set of the paper (Russakovsky et al., arXiv 1409.0575)."""
-    wnids = [wnid for wnid, _ in imagenet_synsets()]
+    wnids = [wnid for wnid, _ in synsets("imagenet")]
     return DataSet(wnids, {"train": 1_281_167, "val": 50_000}, CHECKSUMS)
 
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import hashlib
+import importlib
 import os
 import re
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy
 import pytest
@@ -52,7 +54,7 @@ def test_cuda_requirements_name_a_wheel_for_every_preloaded_library():
 
 
 def test_numpy_gets_the_name_that_mxnet_needs(monkeypatch):
-    monkeypatch.delitem(vars(numpy), "bool")
+    monkeypatch.delitem(vars(numpy), "bool", raising=False)
     _before_mxnet.add_numpy_names()
     assert vars(numpy)["bool"] is bool
 
@@ -119,6 +121,65 @@ def test_cuda_libraries_are_left_alone_for_the_cpu_build(tmp_path, loaded):
     assert loaded == []
 
 
+def test_installation_is_prepared_when_mxnet_is_first_asked_for(monkeypatch):
+    preparer, prepared = _before_mxnet._Preparer(), []
+    monkeypatch.setattr(_before_mxnet, "prepare", lambda: prepared.append("once"))
+    monkeypatch.setattr(sys, "meta_path", [preparer])
+    for name in ("json", "mxnet.gluon", "mxnet", "mxnet"):
+        for finder in list(sys.meta_path):
+            assert finder.find_spec(name) is None
+    assert prepared == ["once"]
+
+
+def test_installation_that_lacks_something_is_refused_each_time(monkeypatch):
+    def refuse():
+        raise ImportError("numpy is not installed")
+
+    preparer = _before_mxnet._Preparer()
+    monkeypatch.setattr(_before_mxnet, "prepare", refuse)
+    monkeypatch.setattr(sys, "meta_path", [preparer])
+    for _ in range(2):
+        with pytest.raises(ImportError, match=r"^numpy is not installed$"):
+            preparer.find_spec("mxnet")
+
+
+def test_import_of_the_package_costs_nothing_heavy():
+    code = (
+        "import sys, gluon_resnet, gluon_resnet.models, gluon_resnet.weights\n"
+        "heavy = {'mxnet', 'numpy', 'cv2', 'PIL', 'matplotlib', 'requests', 'tqdm'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "from gluon_resnet import *\n"
+        "assert set(dir(gluon_resnet)) <= set(globals())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "package, name",
+    [
+        ("gluon_resnet", "preprocess"),
+        ("gluon_resnet", "postprocess"),
+        ("gluon_resnet.models", "complexity"),
+    ],
+)
+def test_function_keeps_its_name_from_its_module(package, name):
+    module = importlib.import_module(f"{package}.{name}")
+    package = importlib.import_module(package)
+    assert getattr(package, name) is getattr(module, name)
+    setattr(package, name, module)  # as the import system does
+    assert getattr(package, name) is getattr(module, name)
+
+
+@pytest.mark.parametrize("name", ["gluon_resnet", "gluon_resnet.weights"])
+def test_every_public_name_is_there(name):
+    package = importlib.import_module(name)
+    assert dir(package) == sorted(package.__all__)
+    for public in package.__all__:
+        assert not isinstance(getattr(package, public), ModuleType)
+    with pytest.raises(AttributeError):
+        package.absent  # noqa: B018
+
+
 def test_threads_of_one_core_are_counted_once(tmp_path):
     for number, siblings in enumerate(["0,4", "1", "2-3", "2-3", "0,4"]):
         folder = tmp_path / f"cpu{number}" / "topology"
@@ -146,9 +207,11 @@ def test_openmp_is_set_up_unless_the_user_did():
 
 def test_openmp_has_as_many_threads_as_there_are_cores():
     code = (
-        "import ctypes, gluon_resnet.inference.form, gluon_resnet.cpu as cpu\n"
-        "threads = gluon_resnet.inference.form.openmp().omp_get_max_threads()\n"
-        "assert threads == cpu.physical_cores(cpu.CPUS), threads\n"
+        "import gluon_resnet.inference.form\n"
+        "from gluon_resnet import cpu\n"
+        "from gluon_resnet.inference import openmp\n"
+        "threads = openmp.max_threads()\n"
+        "assert threads == cpu.physical_cores(cpu.allowed_cpus()), threads\n"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -601,7 +601,7 @@ def epoch_sum(target, *, workers):
         list(records.offsets),
         records.read,
         batch_size=100,
-        protocol=Protocol(size=32),
+        protocol=Protocol(size=32, crop_pct=1),
         transforms=(partial(random_resized_crop, size=32), random_flip),
         seed=0,
         epoch=1,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from functools import partial
 from itertools import chain, combinations
 from pathlib import Path
@@ -20,7 +21,14 @@ from mxnet.recordio import IRHeader, MXIndexedRecordIO, pack
 
 from gluon_resnet.data import loader
 from gluon_resnet.data.augment import color_jitter, random_flip, random_resized_crop
-from gluon_resnet.data.loader import permutation, training_batches, validation_batches
+from gluon_resnet.data.loader import (
+    Share,
+    Skip,
+    permutation,
+    steps_per_epoch,
+    training_batches,
+    validation_batches,
+)
 from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import Protocol, preprocess
@@ -64,7 +72,7 @@ def damaged(tmp_path_factory):
 def training(records, **options):
     options = {
         "batch_size": 4,
-        "protocol": PROTOCOL,
+        "protocol": replace(PROTOCOL, crop_pct=1),
         "transforms": TRANSFORMS,
         "seed": 0,
         "epoch": 0,
@@ -182,7 +190,9 @@ def test_validation_shows_every_image_once_as_preprocess_does(records):
 
 @pytest.mark.parametrize("world", [2, 3, 7])
 def test_ranks_of_a_validation_share_the_images(records, world):
-    shares = [labels_of(validation(records, rank=r, world=world)) for r in range(world)]
+    shares = [
+        labels_of(validation(records, share=Share(r, world))) for r in range(world)
+    ]
     assert sorted(chain(*shares)) == list(range(COUNT))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -191,7 +201,7 @@ def test_ranks_of_a_validation_share_the_images(records, world):
 def test_ranks_of_a_training_are_together_one(records, repeats):
     alone = list(training(records, batch_size=6, repeats=repeats))
     ranks = [
-        list(training(records, batch_size=2, rank=r, world=3, repeats=repeats))
+        list(training(records, batch_size=2, share=Share(r, 3), repeats=repeats))
         for r in range(3)
     ]
     assert [len(batches) for batches in ranks] == [len(alone)] * 3
@@ -223,8 +233,7 @@ def test_repeated_images_are_shared_out_as_in_timm(monkeypatch, case):
             seed=0,
             epoch=0,
             repeats=3,
-            rank=rank,
-            world=world,
+            share=Share(rank, world),
         )
         assert labels_of(batches) == order
 
@@ -245,21 +254,21 @@ def test_first_of_several_damaged_records_is_named_with_any_workers(tmp_path):
             list(validation(records, workers=workers))
 
 
-@LOADERS
+def damage_of(records, key=DAMAGED):
+    with pytest.raises(InputError) as error:
+        records.read(key)
+    return str(error.value)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_damaged_record_is_left_out_counted_and_reported(
-    records, damaged, load, workers, caplog
-):
-    whole = load(records, batch_size=5)
-    batches = load(damaged, batch_size=5, on_damaged="skip", workers=workers)
+def test_validation_goes_on_without_a_damaged_record(records, damaged, workers, caplog):
+    whole = validation(records, batch_size=5)
     for _ in range(2):
         caplog.clear()
-        rest = list(batches)
-        (message,) = batches.skipped
-        assert f"a.rec, record {DAMAGED} at offset" in message
-        assert [record.getMessage() for record in caplog.records] == [
-            f"left out: {message}"
-        ]
+        skip = Skip(COUNT)
+        rest = list(validation(damaged, batch_size=5, on_damaged=skip, workers=workers))
+        assert (skip.count, skip.first) == (1, [damage_of(damaged)])
+        assert caplog.messages == [f"left out: {damage_of(damaged)}"]
         for (images, labels), (kept_images, kept_labels) in zip(whole, rest):
             good = labels != DAMAGED
             np.testing.assert_array_equal(images[good], kept_images)
@@ -267,8 +276,69 @@ def test_damaged_record_is_left_out_counted_and_reported(
 
 
 def test_batch_of_damaged_records_alone_is_left_out(damaged):
-    batches = validation(damaged, batch_size=1, on_damaged="skip")
+    batches = validation(damaged, batch_size=1, on_damaged=Skip(COUNT))
     assert labels_of(batches) == [key for key in range(COUNT) if key != DAMAGED]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_next_image_takes_the_place_of_a_damaged_one_in_training(
+    records, damaged, batch_size, workers
+):
+    skip = Skip(COUNT)
+    whole = list(training(records, batch_size=batch_size))
+    mended = list(
+        training(damaged, batch_size=batch_size, on_damaged=skip, workers=workers)
+    )
+    images, labels, kept_images, kept_labels = (
+        np.concatenate(arrays) for arrays in (*zip(*whole), *zip(*mended))
+    )
+    place = labels.tolist().index(DAMAGED)
+    images[place], labels[place] = images[place + 1], labels[place + 1]
+    np.testing.assert_array_equal(kept_labels, labels)
+    np.testing.assert_array_equal(kept_images, images)
+    assert skip.count == 1
+
+
+def test_place_of_several_damaged_images_in_a_row_goes_to_the_next_whole_one(tmp_path):
+    order = permutation(range(COUNT), seed=0, epoch=0).tolist()
+    records = write(tmp_path / "a.rec", damaged=[order[2], order[3], order[24]])
+    skip = Skip(1000)
+    labels = labels_of(training(records, batch_size=5, on_damaged=skip))
+    assert labels == [*order[:2], order[4], *order[4:5], *order[4:24], order[0]]
+    assert skip.count == 3
+
+
+def test_more_damaged_records_than_one_in_a_hundred_are_refused(tmp_path):
+    records = write(tmp_path / "a.rec", damaged=[4, 5, 6])
+    first = " | ".join(damage_of(records, key) for key in (4, 5))
+    with pytest.raises(InputError) as error:
+        list(validation(records, on_damaged=Skip(COUNT)))
+    assert str(error.value) == (
+        f"2 damaged records in {COUNT} images are more than the 1% that are left out, "
+        f"the first: {first}"
+    )
+    skip = Skip(300)
+    list(validation(records, on_damaged=skip))
+    assert skip.count == 3
+
+
+def test_damaged_records_before_a_break_count(tmp_path):
+    records = write(tmp_path / "a.rec", damaged=[4])
+    with pytest.raises(InputError, match=r"^4 damaged records in 300 images are more"):
+        list(validation(records, on_damaged=Skip(300, count=3)))
+
+
+def test_training_without_a_whole_record_ends(tmp_path):
+    records = write(tmp_path / "a.rec", damaged=range(COUNT))
+    with pytest.raises(InputError, match=r"^no record can be read: write the file"):
+        list(training(records, on_damaged=Skip(100 * COUNT)))
+
+
+def test_steps_of_an_epoch_are_its_batches(records):
+    for batch_size, share in ((4, Share()), (25, Share()), (3, Share(1, 4))):
+        batches = training(records, batch_size=batch_size, share=share)
+        assert len(batches) == steps_per_epoch(COUNT, batch_size, share)
 
 
 @pytest.mark.parametrize("stop", ["end", "break", "error", "damage"])
@@ -334,16 +404,10 @@ def test_ctrl_c_ends_a_process_at_once():
     [
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"workers": -1}, "workers is -1; it must be at least 0"),
-        ({"world": 0}, "world is 0; it must be at least 1"),
-        (
-            {"rank": 2, "world": 2},
-            "rank is 2 in a world of 2: give a number from 0 to 1",
-        ),
         (
             {"start_batch": 8},
             "start_batch is 8, but there are {} batches: give a number from 0 to {}",
         ),
-        ({"on_damaged": "no"}, "on_damaged 'no' is unknown; use raise or skip"),
     ],
 )
 @LOADERS
@@ -354,9 +418,23 @@ def test_arguments_out_of_range_are_refused(records, load, options, message):
     assert str(error.value) == message.format(count, count)
 
 
+@pytest.mark.parametrize(
+    ("rank", "world", "message"),
+    [
+        (0, 0, "world is 0; it must be at least 1"),
+        (2, 2, "rank is 2 in a world of 2: give a number from 0 to 1"),
+        (-1, 2, "rank is -1 in a world of 2: give a number from 0 to 1"),
+    ],
+)
+def test_share_out_of_range_is_refused(rank, world, message):
+    with pytest.raises(InputError) as error:
+        Share(rank, world)
+    assert str(error.value) == message
+
+
 def test_training_refuses_what_fills_no_batch(records):
     with pytest.raises(InputError) as error:
-        training(records, batch_size=9, world=3)
+        training(records, batch_size=9, share=Share(world=3))
     assert str(error.value) == (
         "25 images fill no batch of 9 in each of 3 processes: lower the batch size or "
         "give more images"

@@ -20,12 +20,39 @@ def test_imagenet_names_are_the_model_zoo_file():
     assert (names[0], names[1], names[999]) == ("tench", "goldfish", "toilet tissue")
 
 
+def test_imagenet_21k_is_labelled_by_sorted_wordnet_ids():
+    lines = (_CLASSES_DIR / "imagenet21k_miil.txt").read_text().splitlines()
+    ids = [line.partition(" ")[0] for line in lines]
+    assert len(ids) == 11_221
+    assert ids == sorted(set(ids))
+    names = load_class_names("imagenet21k_miil")
+    assert (names[0], names[ids.index("n01440764")], names[-1]) == (
+        "benthos",
+        "tench",
+        "knothole",
+    )
+
+
+def test_both_imagenets_name_their_common_classes_alike():
+    small, large = (
+        dict(
+            line.split(" ", 1)
+            for line in (_CLASSES_DIR / f"{name}.txt").read_text().splitlines()
+        )
+        for name in ("imagenet", "imagenet21k_miil")
+    )
+    common = small.keys() & large.keys()
+    assert len(common) == 991
+    assert all(small[wordnet_id] == large[wordnet_id] for wordnet_id in common)
+
+
 @pytest.mark.parametrize(
     ("dataset", "count", "first", "last"),
     [
         ("fashion_mnist", 10, "T-shirt/top", "Ankle boot"),
         ("cifar10", 10, "airplane", "truck"),
         ("cifar100", 100, "apple", "worm"),
+        ("cub200", 200, "Black_footed_Albatross", "Common_Yellowthroat"),
     ],
 )
 def test_class_names_are_in_label_order(dataset, count, first, last):
@@ -34,7 +61,9 @@ def test_class_names_are_in_label_order(dataset, count, first, last):
 
 
 def test_unknown_data_set_is_refused():
-    known = "cifar10 or cifar100 or fashion_mnist or imagenet"
+    known = (
+        "cifar10 or cifar100 or cub200 or fashion_mnist or imagenet or imagenet21k_miil"
+    )
     with pytest.raises(InputError, match=f"^data set 'svhn' is unknown; use {known}$"):
         load_class_names("svhn")
 

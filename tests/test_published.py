@@ -9,14 +9,17 @@ import pytest
 from gluon_resnet import list_models
 from gluon_resnet.errors import InputError
 from gluon_resnet.models.catalog import CATALOG
+from gluon_resnet.models.names import ALIASES
 from gluon_resnet.models.resnet import resnet
 from gluon_resnet.models.spec_pages import SPEC_PAGES
+from gluon_resnet.postprocess import load_class_names
 from gluon_resnet.weights import layouts
 from gluon_resnet.weights.__main__ import main
 from gluon_resnet.weights.published import (
     DEFAULT_WEIGHTS,
     checkpoint,
     list_weights,
+    published_file,
 )
 
 ROWS = [checkpoint(name) for name in list_weights()]
@@ -203,6 +206,171 @@ def test_default_imagenet_weights_are_on_the_hub_and_for_all_uses():
     assert row == checkpoint(row.model)
     assert row.hub == "timm/resnest50d.in1k"
     assert row.num_classes == 1000
+
+
+PAGE_NAMES = {
+    # OpenMMLab's page, its configurations, its files: the in-1k rows' top-1.
+    "ResNet-50": 76.55,
+    "ResNet-152": 78.48,
+    "ResNetV1C-101": 78.3,
+    "ResNetV1D-50": 77.54,
+    "ResNet-50 (fp16)": 76.3,
+    "Wide-ResNet-101": 78.84,
+    "ResNet-50 (rsb-a3)": 78.3,
+    "configs/resnet/resnet50_8xb32_in1k.py": 76.55,
+    "resnetv1d101_8xb32_in1k": 78.93,
+    "../wrn/wide-resnet50_8xb32_in1k.py": 78.48,
+    "resnet50_8xb8_cub": 88.45,
+    "resnet34_8xb16_cifar10": 95.34,
+    "resnet50_8xb16_cifar100": 79.9,
+    "resnet50_8xb256-rsb-a1-600e_in1k": 80.12,
+    "resnet50_8xb32_in1k_20210831-ea4938fc.pth": 76.55,
+    # The Model Zoo's files.
+    "resnet18-v1-7": 69.93,
+    "resnet50-v1-7": 74.93,
+    "resnet50v1": 74.93,
+    "resnet50-v1-12": 74.97,
+    "resnet152-v2-7": 78.2,
+    # timm 1.0's.
+    "resnest101e": 82.88,
+    "tv_resnet50": 76.156,
+    "gluon_resnet50_v1b": 77.58,
+    "gluon_resnet101_v1s": 80.286,
+    "swsl_resnet50": 81.146,
+    "resnet50d": 80.548,
+}
+
+
+@pytest.mark.parametrize("name", PAGE_NAMES)
+def test_name_of_a_page_stands_for_the_weights_it_has_there(name):
+    assert checkpoint(name).top1 == PAGE_NAMES[name]
+
+
+def test_every_page_row_has_its_name_and_the_zoo_its_files():
+    names = [f"ResNet{v}-{d}" for v in ("V1C", "V1D") for d in (50, 101, 152)]
+    names += [f"ResNet-{d}" for d in (18, 34, 50, 101, 152)]
+    names += [f"ResNet-50 ({v})" for v in ("fp16", "rsb-a1", "rsb-a2", "rsb-a3")]
+    names += ["ResNet-50-mill", "Wide-ResNet-50", "Wide-ResNet-101"]
+    names += [f"resnet{d}_8xb16_cifar10" for d in (18, 34, 50, 101, 152)]
+    names += ["resnet50_8xb16_cifar100", "resnet50_8xb8_cub"]
+    openmmlab = {row.name for row in ROWS if row.tag.startswith("openmmlab")}
+    assert {checkpoint(name).name for name in names} == openmmlab
+
+    files = [f"resnet{d}-v{v}-7" for d in (18, 34, 50, 101, 152) for v in (1, 2)]
+    for file in (*files, "resnet50-v1-12"):
+        assert checkpoint(file).urls[0].endswith(f"/{file}.onnx")
+        assert list_weights(file) == [checkpoint(file).name]
+
+
+# The first configuration of each of timm 1.0.31's (`timm/models/resnet.py`).
+TIMMS_DEFAULTS = {
+    **dict.fromkeys(["resnet18", "resnet34", "resnet50"], "a1_in1k"),
+    **dict.fromkeys(["resnet101", "resnet152"], "a1h_in1k"),
+    **{f"resnet{depth}d": "ra2_in1k" for depth in (18, 34, 50, 101, 152)},
+    **{f"resnet{depth}{v}": "gluon_in1k" for depth in (50, 101, 152) for v in "cs"},
+    "wide_resnet50_2": "racm_in1k",
+    "wide_resnet101_2": "tv_in1k",
+    **{f"resnest{name}": "gluon_in1k" for name in ("14d", "26d")},
+    **{f"resnest{name}": "in1k" for name in ("50d", "101e", "200e", "269e")},
+    **{f"resnest50d_{name}": "in1k" for name in ("1s4x24d", "4s2x40d")},
+}
+
+
+@pytest.mark.parametrize("name", TIMMS_DEFAULTS)
+def test_default_is_timms_where_timm_has_the_network(name):
+    assert checkpoint(name).tag == TIMMS_DEFAULTS[name]
+
+
+def test_every_alias_of_weights_names_a_row():
+    for alias, target in ALIASES.items():
+        if "." in target:
+            assert checkpoint(alias).name == target
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_url_stands_for_its_row(row):
+    for url in row.urls:
+        assert checkpoint(url) is row
+    if row.hub:
+        url = f"https://huggingface.co/{row.hub}/resolve/main/model.safetensors"
+        assert checkpoint(url) is row
+
+
+def test_file_name_stands_for_the_newest_file_of_it():
+    assert checkpoint("resnet101-v1-7.onnx").name == "resnet101_v1.onnx_zoo"
+    assert checkpoint("resnet50v1.onnx").name == "resnet50_v1.onnx_zoo_2018"
+    assert checkpoint("resnet50_v1d-117a384e.params").name == "resnet50_v1d.gluoncv"
+    assert published_file("model.safetensors") is None
+
+
+def test_listing_by_a_model_has_all_its_weights_and_by_a_checkpoint_one():
+    assert len(list_weights("ResNet50")) == len(list_weights("resnet50_v1b")) == 44
+    assert list_weights("ResNetV1D-50") == ["resnet50_v1d.openmmlab_8xb32"]
+    assert list_weights("tv_resnet50") == ["resnet50_v1b.tv_in1k"]
+    url = "https://download.pytorch.org/models/resnet50-0676ba61.pth"
+    assert list_weights(url) == ["resnet50_v1b.tv_in1k_0676ba61"]
+
+
+def test_row_knows_its_classes():
+    for row in ROWS:
+        assert len(load_class_names(row.data_set)) == row.num_classes
+
+
+def test_openmmlabs_training_logs_are_there():
+    logs = {row.log for row in ROWS if row.log}
+    assert len(logs) == 22
+    without = {row.name for row in ROWS if "openmmlab" in row.tag and not row.log}
+    assert without == {
+        "wide_resnet50_2.openmmlab_8xb32",
+        "wide_resnet101_2.openmmlab_8xb32",
+        "resnet50_v1b.openmmlab_3rdparty-mill_in21k",
+    }
+    for row in ROWS:
+        assert not row.log or row.log == row.urls[0].replace(".pth", ".log.json")
+
+
+def test_fields_of_timms_page_are_there():
+    for page_row in SPEC_PAGES:
+        if page_row.page == "timm/resnest":
+            row = checkpoint(page_row.name)
+            assert row.training_data == "ImageNet"
+            assert row.training_resources == "64x NVIDIA V100 GPUs"
+            assert re.search(r"/timm/models/resnest\.py#L\d+$", row.code)
+    (note,) = {row.note for row in ROWS if row.name.startswith("resnest200e.in1k")}
+    assert "its tensors have 281,682,072 bytes" in note
+
+
+def test_columns_of_the_onnx_page_are_there():
+    for row in ROWS:
+        if row.format == "onnx":
+            opset, version = (12, "1.7.0") if "opset12" in row.tag else (7, "1.2.1")
+            assert (row.opset, row.onnx_version) == (opset, version)
+    with_samples = [row for row in ROWS if row.sample_data]
+    assert len(with_samples) == 21
+    assert all(row.sample_data.endswith(".tar.gz") for row in with_samples)
+
+
+@pytest.mark.parametrize(
+    ("name", "checksum"),
+    [
+        (
+            "resnet50-v1-12",
+            "SHA-256 3f03fdef724b22947eed826f1eef1dc5c34151bb4c37d634f1db89dfa2dd1526",
+        ),
+        ("ResNet-50", "SHA-256 ea4938fc..."),
+        (
+            "resnet50_v1d.gluoncv",
+            "SHA-1 117a384ecf61490eb31ea147eb0e61e6d2b8a449",
+        ),
+        ("resnest50d", "SHA-256, told by the Hugging Face Hub with the download"),
+        (
+            "resnet34v1.onnx",
+            "none published: the download is not checked",
+        ),
+    ],
+)
+def test_row_says_what_its_download_is_checked_against(name, checksum):
+    assert checkpoint(name).checksum == checksum
 
 
 def test_names_work_by_alias_and_in_any_case():

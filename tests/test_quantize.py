@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """int8 models: the graph they are made of, their accuracy, their file, the verb."""
 
-import json
 import subprocess
 import sys
 import zipfile
@@ -18,8 +17,10 @@ from gluon_resnet.classifier import Classifier, init_model
 from gluon_resnet.data.loader import validation_batches
 from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
-from gluon_resnet.inference.int8 import is_int8, load_int8, needs_quantizing, save_int8
+from gluon_resnet.graph import Graph
+from gluon_resnet.inference.int8 import is_int8, load_int8, save_int8
 from gluon_resnet.inference.rewrites import inference_graph
+from gluon_resnet.precision import needs_quantizing
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.quantize import quantize
 
@@ -44,23 +45,18 @@ def answers(net, images):
     return net(mx.nd.array(images)).asnumpy()
 
 
-def nodes(symbol):
-    return json.loads(symbol.tojson())["nodes"]
-
-
 def operators(symbol):
-    return Counter(node["op"] for node in nodes(symbol))
+    return Counter(node.op for node in Graph.of(symbol).nodes)
 
 
 def fp32_arrays(symbol):
     """Names of the arrays of convolutions and the classifier that stay fp32."""
-    every = nodes(symbol)
     return {
-        every[index]["name"]
-        for node in every
-        if node["op"] in ("_sg_mkldnn_conv", "_sg_mkldnn_fully_connected", "BatchNorm")
-        and node.get("attrs", {}).get("quantized", "").lower() != "true"
-        for index, *_ in node["inputs"]
+        value.node.name
+        for node in Graph.of(symbol).nodes
+        if node.op in ("_sg_mkldnn_conv", "_sg_mkldnn_fully_connected", "BatchNorm")
+        and not node.attributes.get("quantized")
+        for value in node.inputs
     }
 
 
@@ -105,11 +101,12 @@ def test_rewritten_graph_answers_as_the_net_does(name):
     size = 32 if name.startswith("cifar") else 64
     images = mx.nd.array(draw_images((2, 3, size, size)))
     expected = net(images).asnumpy()
-    symbol, arrays = inference_graph(net)
+    graph, arrays = inference_graph(net)
+    symbol = graph.symbol()
     arguments = {name: mx.nd.array(array) for name, array in arrays.items()}
     states = {name: arguments.pop(name) for name in symbol.list_auxiliary_states()}
-    for graph in (symbol, symbol.get_backend_symbol("MKLDNN")):
-        executor = graph.bind(
+    for fused in (symbol, symbol.get_backend_symbol("MKLDNN")):
+        executor = fused.bind(
             mx.cpu(), {"data": images, **arguments}, aux_states=states
         )
         found = executor.forward()[0].asnumpy()
@@ -303,6 +300,19 @@ def test_options_out_of_range_are_refused(model, options, message):
     with pytest.raises(InputError) as error:
         quantize(model, bundled.TRAIN_REC, **options)
     assert str(error.value) == message
+
+
+def test_model_that_is_int8_already_is_refused(quantized):
+    card = quantized.card
+    model = Classifier(
+        card.model, quantized, card.protocol, card.class_names, mx.cpu(), "int8"
+    )
+    with pytest.raises(InputError) as error:
+        quantize(model, bundled.TRAIN_REC)
+    assert str(error.value) == (
+        "the weights of cifar_resnet20_v1 are int8 already; give those that they were "
+        "made from"
+    )
 
 
 def test_record_file_without_images_is_refused(model, tmp_path):

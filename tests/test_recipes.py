@@ -3,7 +3,7 @@
 
 import json
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 
 import mxnet as mx
@@ -15,10 +15,11 @@ from gluon_resnet.data import augment
 from gluon_resnet.data.loader import training_batches
 from gluon_resnet.errors import InputError
 from gluon_resnet.models.spec_pages import SPEC_PAGES
-from gluon_resnet.preprocess import Protocol
+from gluon_resnet.preprocess import Protocol, preprocess
 from gluon_resnet.training.recipe import (
     Recipe,
     described,
+    drop_block_at,
     for_batch_size,
     learning_rate,
     mix,
@@ -117,13 +118,14 @@ PIL, BICUBIC = (224, 224, 256, "pil", "bilinear"), (224, 224, 256, "pil", "bicub
 RSB_PIXELS = (224, 224, 236, "pil", "bicubic")
 MMCV_32, GLUON_32 = (32, 32, 32, "mmcv", "bilinear"), (32, 32, 32, "cv2", "bilinear")
 
-CROP, FLIP = "random_resized_crop", "random_flip"
+CROP, FLIP = "random_resized_crop(size={})", "random_flip"
 JITTER = (
     "color_jitter(brightness=0.4, contrast=0.4, saturation=0.4)",
     "lighting(std=0.1)",
 )
 PAD_4 = ("pad_and_crop(pad=4)", FLIP)
-BICUBIC_CROP = f"{CROP}(library='pil', interpolation='bicubic')"
+PIL_CROP = "random_resized_crop(size={}, library='pil')"
+BICUBIC_CROP = "random_resized_crop(size={}, library='pil', interpolation='bicubic')"
 RSB_7 = (BICUBIC_CROP, FLIP, "rand_augment(magnitude=7)")
 ZOO_IMAGES = ("resize_square(side=480)", CROP, FLIP, *JITTER)
 GLUON_IMAGES = (CROP, FLIP, *JITTER)
@@ -147,7 +149,7 @@ SOURCES = [
         OPENMMLAB,
         PIL,
         BY_30,
-        (f"{CROP}(library='pil')", FLIP),
+        (PIL_CROP, FLIP),
     ),
     (
         "resnet50_v1b.openmmlab_8xb32-{}",
@@ -220,7 +222,7 @@ SOURCES = [
         },
         (448, 448, 600, "mmcv", "bilinear"),
         {0: 1e-4, 2.5: 0.00505, 5: 0.01, 5.9: 0.01},
-        ("resize_square(side=600)", "random_crop", FLIP),
+        ("resize_square(side=600)", "random_crop(size={})", FLIP),
     ),
     (
         "resnet{}.onnx_zoo",
@@ -389,7 +391,7 @@ SOURCES = [
         {**RESNEST, **LARGE},
         (320, 416, 448, "pil", "bicubic"),
         cosine_rates(0.8, 270),
-        ("auto_augment", "efficientnet_crop", FLIP, *JITTER),
+        ("auto_augment", "efficientnet_crop(size={})", FLIP, *JITTER),
     ),
 ]
 ROWS = {
@@ -432,7 +434,7 @@ def test_recipe_is_what_its_source_says(name):
     for epoch, rate in rates.items():
         step = round(epoch * steps)
         assert learning_rate(recipe, step, steps) == pytest.approx(rate, abs=1e-12)
-    assert tuple(described(recipe)["transforms"]) == transforms
+    assert described(recipe)["transforms"] == [t.format(pixels[0]) for t in transforms]
 
 
 def test_there_is_no_other_recipe():
@@ -697,7 +699,7 @@ def test_description_is_json_and_differs_with_the_recipe(name):
     for change in (
         {"seed": 1},
         {"protocol": replace(recipe.protocol, std=(1, 1, 1))},
-        {"transforms": recipe.transforms[1:]},
+        {"transforms": lambda size: recipe.transforms(size)[1:]},
         {"schedule": partial(recipe.schedule, at=(1, 2))},
     ):
         other = described(replace(recipe, **change))
@@ -731,23 +733,33 @@ def test_smoke_prepares_batches_of_its_size(name):
 
 def test_crops_take_the_size_of_training_images():
     recipe = RECIPES["resnest269e.in1k"]
-    assert training_pixels(recipe) == replace(recipe.protocol, size=320)
-    sized = training_transforms(with_settings(recipe, ["train_size=96"]))
-    assert sized[1].keywords == {"size": 96}
+    assert training_pixels(recipe) == replace(recipe.protocol, size=320, crop_pct=1)
+    crop = training_transforms(with_settings(recipe, ["train_size=96"]))[1]
     image = np.zeros((30, 40, 3), np.uint8)
-    assert sized[1](image, np.random.default_rng(0)).shape == (96, 96, 3)
-    assert [t for i, t in enumerate(sized) if i != 1] == [
-        t for i, t in enumerate(recipe.transforms) if i != 1
-    ]
-    bound = replace(recipe, transforms=(partial(augment.random_crop, size=7),))
-    assert training_transforms(bound) == bound.transforms
+    assert crop(image, np.random.default_rng(0)).shape == (96, 96, 3)
+
+
+def test_images_of_the_training_size_are_normalised_alone():
+    pixels = training_pixels(RECIPES["resnet50_v1b.openmmlab_8xb256-rsb-a3-100e"])
+    image = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
+    expected = (image / 255 - pixels.mean) / pixels.std
+    np.testing.assert_allclose(
+        preprocess(image, **asdict(pixels)), expected.transpose(2, 0, 1), atol=1e-5
+    )
 
 
 def test_transforms_are_augmentations_of_this_project():
     for recipe in RECIPES.values():
-        for transform in recipe.transforms:
+        for transform in training_transforms(recipe):
             function = getattr(transform, "func", transform)
             assert getattr(augment, function.__name__) is function
+
+
+def test_drop_block_rises_linearly_to_its_last_epoch():
+    recipe = replace(RECIPES["resnest50d.in1k"], epochs=20)
+    rises = [drop_block_at(recipe, epoch) for epoch in (0, 1, 9, 19)]
+    assert rises == pytest.approx([0.005, 0.01, 0.05, 0.1])
+    assert drop_block_at(FASHION, 39) == 0
 
 
 IMAGES = np.random.default_rng(0).random((4, 1, 6, 6), np.float32)

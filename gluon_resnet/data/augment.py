@@ -3,7 +3,7 @@
 
 Of single images: functions (image, rng, *, options) -> image on uint8 RGB pixels
 (H, W, 3) that draw from a numpy.random.Generator alone and leave their input as it is.
-A recipe is a sequence of them, the options bound, in the order in which they are done:
+A training takes a sequence of them, the options bound, and does them in this order:
 
     (partial(random_resized_crop, size=224), random_flip, partial(lighting, std=0.1))
 

@@ -12,22 +12,90 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Optional
 
 import numpy as np
 
 from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import Protocol, preprocess, ten_crop
+from gluon_resnet.random_streams import Use, stream
 
 log = logging.getLogger(__name__)
 
 Read = Callable[[int], tuple[int, np.ndarray]]
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 Batch = tuple[np.ndarray, np.ndarray]
+OnDamaged = Callable[[InputError], None]
 
 # Batches in preparation while one is in use.
 AHEAD = 2
+
+
+def _at_least(lowest: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < lowest:
+            raise InputError(f"{name} is {value}; it must be at least {lowest}")
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the images that one of several processes works on: its `rank`.
+
+    Raises InputError for a rank that is not in 0, ..., world - 1.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least(1, world=self.world)
+        if not 0 <= self.rank < self.world:
+            raise InputError(
+                f"rank is {self.rank} in a world of {self.world}: give a number from 0 "
+                f"to {self.world - 1}"
+            )
+
+    def of(self, positions: range) -> range:
+        """Return position `rank` of each `world` in a row."""
+        return positions[self.rank :: self.world]
+
+
+ALL = Share()
+
+
+def refuse(error: InputError) -> None:
+    """Stop at the first record that cannot be read."""
+    raise error
+
+
+class Skip:
+    """Go on without the records that cannot be read, as long as they are few.
+
+    Each is told in a warning. `count` of them have been left out of `num_images`;
+    InputError, with the first ones, where these are more than `MOST` and than one.
+    """
+
+    MOST = 0.01
+    NAMED = 3
+
+    def __init__(self, num_images: int, *, count: int = 0):
+        self.num_images, self.count = num_images, count
+        self.first: list[str] = []
+
+    def __call__(self, error: InputError) -> None:
+        """Take note of a record that cannot be read."""
+        log.warning("left out: %s", error)
+        self.count += 1
+        if len(self.first) < self.NAMED:
+            self.first.append(str(error))
+        if self.count > max(1, self.MOST * self.num_images):
+            raise InputError(
+                f"{self.count} damaged records in {self.num_images} images are more "
+                f"than the {self.MOST:.0%} that are left out, the first: "
+                f"{' | '.join(self.first)}"
+            )
 
 
 def training_batches(
@@ -41,58 +109,71 @@ def training_batches(
     epoch: int,
     repeats: int = 1,
     start_batch: int = 0,
-    rank: int = 0,
-    world: int = 1,
+    share: Share = ALL,
     workers: Optional[int] = None,
-    on_damaged: str = "raise",
+    on_damaged: OnDamaged = refuse,
 ) -> "Batches":
     """One epoch of permuted and augmented images, in whole batches only.
 
     read: gives label and uint8 RGB image (H, W, 3) of a key, from any thread:
         `RecordFile.read` or `in_memory`.
-    transforms: done one after the other (see augment.py); the images they end with
-        are fitted to protocol.size, without a crop, and normalised.
+    transforms: done one after the other (see augment.py).
+    protocol: how the images that they end with are prepared. With a crop_pct of 1 it
+        leaves those of its own size as they are, but for the normalisation.
     repeats: so many differently augmented copies of an image stand side by side, and
         the epoch, no longer for it, ends early: repeated augmentation as in DeiT.
     start_batch: the batches before it are left out, without reading them.
-    rank, world: take image `rank` of each `world` in a row. The batches with the same
-        number in all ranks are, together, the one batch of a single rank.
+    share: this process' images. The batches with the same number in all processes are,
+        together, the one batch of a single process.
     workers: threads; 0 for none, by default one per core.
-    on_damaged: "raise" or "skip"; see `Batches`.
+    on_damaged: called with the error of each record that cannot be read; `refuse`, or
+        an object of `Skip`. If it returns, the next image of the epoch takes the place
+        (as in timm), so that all batches have their full size.
 
     The order follows from (seed, epoch), what is drawn for an image from (seed, epoch,
     key, copy); neither from the rest. Raises InputError for an argument out of range.
     """
     order = permutation(keys, seed=seed, epoch=epoch)
-    step = world * batch_size
-    fields = asdict(replace(protocol, crop_pct=1))
+    fields = asdict(protocol)
 
     def prepare(position: int) -> tuple[int, np.ndarray]:
         key, copy = int(order[position // repeats]), position % repeats
         label, image = read(key)
-        rng = np.random.default_rng((seed, epoch, key, copy))
+        rng = stream(seed, Use.AUGMENTATION, epoch, key, copy)
         for transform in transforms:
             image = transform(image, rng)
         return label, preprocess(image, **fields)
 
+    def next_whole(position: int) -> tuple[int, np.ndarray]:
+        for other in chain(range(position + 1, len(order)), range(position)):
+            try:
+                return prepare(other)
+            except InputError:  # told in its own place
+                continue
+        raise InputError("no record can be read: write the file again")
+
+    def replace_damaged(batch: Batch, positions: range, damaged: list[int]) -> Batch:
+        images, labels = batch
+        for index in damaged:
+            labels[index], images[index] = next_whole(positions[index])
+        return batch
+
     _at_least(1, batch_size=batch_size, repeats=repeats)
-    _check_share(rank=rank, world=world)
-    if len(order) < step:
+    count = steps_per_epoch(len(order), batch_size, share)
+    if not count:
         raise InputError(
-            f"{len(order)} images fill no batch of {batch_size} in each of {world} "
-            "processes: lower the batch size or give more images"
+            f"{len(order)} images fill no batch of {batch_size} in each of "
+            f"{share.world} processes: lower the batch size or give more images"
         )
-    positions = [
-        range(start + rank, start + step, world)
-        for start in range(0, len(order) - step + 1, step)
-    ]
+    step = share.world * batch_size
     return _batches(
-        positions,
+        [share.of(range(step * index, step * (index + 1))) for index in range(count)],
         prepare,
         (3, protocol.size, protocol.size),
         start_batch=start_batch,
         workers=workers,
         on_damaged=on_damaged,
+        mend=replace_damaged,
     )
 
 
@@ -104,15 +185,15 @@ def validation_batches(
     protocol: Protocol,
     crops: int = 1,
     start_batch: int = 0,
-    rank: int = 0,
-    world: int = 1,
+    share: Share = ALL,
     workers: Optional[int] = None,
-    on_damaged: str = "raise",
+    on_damaged: OnDamaged = refuse,
 ) -> "Batches":
     """Every image once, in the order of `keys`, prepared by `protocol`.
 
     crops: 1, the centre, or 10, `ten_crop`'s: images are (N, 10, 3, size, size) then.
-    The last batch may be smaller, and ranks may differ by an image. The rest is as in
+    The last batch may be smaller, shares may differ by an image, and a batch goes
+    without a record that cannot be read where `on_damaged` returns. The rest is as in
     `training_batches`.
     """
     fields = asdict(protocol)
@@ -122,28 +203,34 @@ def validation_batches(
         label, image = read(keys[position])
         return label, prepare_image(image, **fields)
 
+    def leave_out(batch: Batch, positions: range, damaged: list[int]) -> Batch:
+        images, labels = batch
+        return np.delete(images, damaged, axis=0), np.delete(labels, damaged)
+
     if crops not in (1, 10):
         raise InputError(f"crops is {crops}; use 1 (the centre) or 10")
     _at_least(1, batch_size=batch_size)
-    _check_share(rank=rank, world=world)
-    mine = range(rank, len(keys), world)
-    positions = [
-        mine[start : start + batch_size] for start in range(0, len(mine), batch_size)
-    ]
+    mine = share.of(range(len(keys)))
     shape = (3, protocol.size, protocol.size)
     return _batches(
-        positions,
+        [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)],
         prepare,
         shape if crops == 1 else (crops, *shape),
         start_batch=start_batch,
         workers=workers,
         on_damaged=on_damaged,
+        mend=leave_out,
     )
 
 
 def permutation(keys: Sequence[int], *, seed: int, epoch: int) -> np.ndarray:
     """All keys, each once, in an order that `seed` and `epoch` alone decide."""
-    return np.random.default_rng((seed, epoch)).permutation(np.array(keys))
+    return stream(seed, Use.ORDER, epoch).permutation(np.array(keys))
+
+
+def steps_per_epoch(num_images: int, batch_size: int, share: Share = ALL) -> int:
+    """How many batches `training_batches` gives: whole ones only."""
+    return num_images // (share.world * batch_size)
 
 
 @dataclass(frozen=True)
@@ -154,30 +241,28 @@ class Batches:
     threads. `positions` are the places in the epoch of each batch's images, `prepare`
     gives label and image of a place.
 
-    A record that cannot be read is an InputError: that of the first one in the batch.
-    With on_damaged="skip" a batch goes without it (and is left out once it is empty);
-    a warning is logged and the message kept in `skipped` until the next pass.
+    A record that cannot be read is an InputError. They go to `on_damaged` in the order
+    of their places; then `mend` gives the batch without them, for the batch, its
+    positions and the damaged ones' indices in it. An empty batch is left out.
     """
 
-    positions: Sequence[Sequence[int]]
+    positions: Sequence[range]
     prepare: Callable[[int], tuple[int, np.ndarray]]
     shape: tuple[int, ...]
     workers: int
-    on_damaged: str
-    # Not the errors themselves: their tracebacks would keep the batches in memory.
-    skipped: list[str] = field(default_factory=list)
+    on_damaged: OnDamaged
+    mend: Callable[[Batch, range, list[int]], Batch]
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __iter__(self) -> Iterator[Batch]:
-        self.skipped.clear()
         pool = ThreadPoolExecutor(max(1, self.workers))
         ahead, submit = (AHEAD, pool.submit) if self.workers else (0, _run_now)
-        begun = deque()
+        begun: deque[tuple[range, Batch, list[Future]]] = deque()
         try:
             for positions in self.positions:
-                begun.append(self._begin(positions, submit))
+                begun.append((positions, *self._begin(positions, submit)))
                 if len(begun) > ahead:
                     yield from self._end(*begun.popleft())
             while begun:
@@ -186,7 +271,7 @@ class Batches:
             pool.shutdown(cancel_futures=True)
 
     def _begin(
-        self, positions: Sequence[int], submit: Callable[..., Future]
+        self, positions: range, submit: Callable[..., Future]
     ) -> tuple[Batch, list[Future]]:
         """An empty batch, and the workers that fill it in."""
         count = len(positions)
@@ -207,59 +292,51 @@ class Batches:
             submit(fill, range(first, count, step)) for first in range(step)
         ]
 
-    def _end(self, batch: Batch, fillings: list[Future]) -> Iterator[Batch]:
+    def _end(
+        self, positions: range, batch: Batch, fillings: list[Future]
+    ) -> Iterator[Batch]:
         """The batch once it is filled, without the records that cannot be read."""
-        errors = {}
+        errors: dict[int, InputError] = {}
         for filling in fillings:
             errors.update(filling.result())
-        for index in sorted(errors):
-            if self.on_damaged == "raise":
-                raise errors[index]
-            log.warning("left out: %s", errors[index])
-            self.skipped.append(str(errors[index]))
-        if errors:
-            batch = tuple(np.delete(array, list(errors), axis=0) for array in batch)
+        damaged = sorted(errors)
+        for index in damaged:
+            self.on_damaged(errors[index])
+        if damaged:
+            batch = self.mend(batch, positions, damaged)
         if len(batch[1]):
             yield batch
 
 
 def _run_now(function: Callable[[range], dict], indices: range) -> Future:
-    future = Future()
+    future: Future = Future()
     future.set_result(function(indices))
     return future
 
 
 def _batches(
-    positions: Sequence[Sequence[int]],
+    positions: Sequence[range],
     prepare: Callable[[int], tuple[int, np.ndarray]],
     shape: tuple[int, ...],
     *,
     start_batch: int,
     workers: Optional[int],
-    on_damaged: str,
+    on_damaged: OnDamaged,
+    mend: Callable[[Batch, range, list[int]], Batch],
 ) -> Batches:
     """Check what both functions take alike and leave out what was done before."""
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    workers = _cores() if workers is None else workers
     _at_least(0, workers=workers)
     if not 0 <= start_batch <= len(positions):
         raise InputError(
             f"start_batch is {start_batch}, but there are {len(positions)} batches: "
             f"give a number from 0 to {len(positions)}"
         )
-    if on_damaged not in ("raise", "skip"):
-        raise InputError(f"on_damaged {on_damaged!r} is unknown; use raise or skip")
-    return Batches(positions[start_batch:], prepare, shape, workers, on_damaged)
+    return Batches(positions[start_batch:], prepare, shape, workers, on_damaged, mend)
 
 
-def _check_share(*, rank: int, world: int) -> None:
-    _at_least(1, world=world)
-    if not 0 <= rank < world:
-        raise InputError(
-            f"rank is {rank} in a world of {world}: give a number from 0 to {world - 1}"
-        )
-
-
-def _at_least(lowest: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < lowest:
-            raise InputError(f"{name} is {value}; it must be at least {lowest}")
+def _cores() -> int:
+    """Those that this process may use, where Linux tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -56,9 +56,10 @@ class RecordFile:
         path = Path(path)
         index = path.with_suffix(".idx")
         if path == index or not path.is_file():
+            fault = "is no record file" if path.exists() else "is not there"
             raise InputError(
-                f"{path} is no record file; it is a .rec with its .idx beside it: give "
-                "the path of the .rec"
+                f"{path} {fault}; a record file is a .rec with its .idx beside it: "
+                "give the path of the .rec"
             )
         again = f"make it with python -m imagenet_prep.index {shlex.quote(str(path))}"
         if not index.is_file():
@@ -73,7 +74,7 @@ class RecordFile:
                 key, offset = (int(field) for field in line.split("\t"))
             except ValueError:
                 raise InputError(
-                    f"{index} line {number} is {line[:40]!r}, not KEY<tab>OFFSET: "
+                    f"{index} line {number} is not KEY<tab>OFFSET, two whole numbers: "
                     f"{again}"
                 ) from None
             if key in offsets or not 0 <= offset < size:

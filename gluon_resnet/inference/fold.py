@@ -1,82 +1,100 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inference graph of a network: BatchNorm folded into the convolution before it.
+"""BatchNorm folded into the convolution before it.
 
 In inference a BatchNorm multiplies and shifts each channel by constants, and so may the
 convolution's weight and bias do in its place (arXiv:1712.05877, section 3.2).
 """
 
-import json
 from collections.abc import Mapping
+from typing import Any
 
 import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
+from gluon_resnet.graph import VARIABLE, Graph, Node, Value
+from gluon_resnet.models.traced import IMAGES, traced
+
 Arrays = dict[str, np.ndarray]
 
 
-def folded(net: HybridBlock) -> tuple[mx.sym.Symbol, Arrays]:
+def folded(net: HybridBlock) -> tuple[Graph, Arrays]:
     """Return the graph of `net` with the BatchNorms after convolutions folded.
 
-    The symbol maps the variable `data`, images (N, C, H, W), to what `net` answers. The
-    arrays of its arguments and auxiliary states are float32 copies; `net` itself stays
-    as it is. Names are those of `net`'s parameters; a convolution that had no bias gets
-    one, NAME_bias beside its NAME_weight.
+    The graph maps the variable `data`, images (N, C, H, W), to what `net` answers. The
+    arrays of its other variables are float32 copies; `net` itself stays as it is. Names
+    are those of `net`'s parameters; a convolution that had no bias gets one, NAME_bias
+    beside its NAME_weight.
     """
-    graph = json.loads(net(mx.sym.var("data")).tojson())
-    nodes = graph["nodes"]
-    parameters = net.collect_params()
-    ctx = next(iter(parameters.values())).list_ctx()[0]
-    changed = {}  # the arrays that differ from the net's
-
-    def value(node: int) -> np.ndarray:
-        name = nodes[node]["name"]
-        if name in changed:
-            return changed[name]
-        return parameters[name].data(ctx).asnumpy()
-
-    uses = np.zeros(len(nodes), int)
-    for source, *_ in (*graph["heads"], *(i for n in nodes for i in n["inputs"])):
-        uses[source] += 1
-    replaced = {}
-    for index, node in enumerate(nodes):
-        node["inputs"] = [[replaced.get(i[0], i[0]), *i[1:]] for i in node["inputs"]]
-        source = node["inputs"][0][0] if node["inputs"] else index
-        if node["op"] != "BatchNorm":
+    graph = traced(net)
+    arrays = _arrays(graph, net)
+    users = graph.users()
+    replacements = {}
+    for norm in graph.nodes:
+        if not is_channel_norm(norm):
             continue
-        conv = nodes[source]
-        if conv["op"] != "Convolution" or uses[source] > 1:
+        conv, output = norm.input(), norm.inputs[0]
+        if conv.op != "Convolution" or len(users[output]) > 1:
             continue
-        _, *norm = (i[0] for i in node["inputs"])
-        factor, shift = factor_and_shift(node["attrs"], *map(value, norm))
-        weight = conv["inputs"][1][0]
-        changed[nodes[weight]["name"]] = value(weight) * factor[:, None, None, None]
-        if conv["attrs"]["no_bias"] == "True":
-            # The norm's beta has its shape, and is otherwise no longer needed.
-            _, beta, *_ = norm
-            conv["attrs"]["no_bias"] = "False"
-            conv["inputs"].append([beta, 0, 0])
-            nodes[beta]["name"] = nodes[weight]["name"].replace("_weight", "_bias")
+        factor, shift = factor_and_shift(norm.attributes, *norm_arrays(norm, arrays))
+        weight = conv.input(1).name
+        arrays[weight] = arrays[weight] * factor[:, None, None, None]
+        if conv.attributes.get("no_bias"):
+            bias = f"{weight.removesuffix('_weight')}_bias"
+            conv.attributes["no_bias"] = False
+            conv.inputs.append(Value(Node(VARIABLE, bias)))
         else:
-            shift += value(conv["inputs"][2][0]) * factor
-        changed[nodes[conv["inputs"][2][0]]["name"]] = shift
-        replaced[index] = source
-    graph["heads"] = [[replaced.get(h[0], h[0]), *h[1:]] for h in graph["heads"]]
-    symbol = mx.sym.load_json(json.dumps(graph))
-    names = set(symbol.list_inputs()) - {"data"}
-    unchanged = {n: parameters[n].data(ctx).asnumpy() for n in names - set(changed)}
-    return symbol, unchanged | changed
+            bias = conv.input(2).name
+            shift += arrays[bias] * factor
+        arrays[bias] = shift
+        replacements[Value(norm)] = output
+    graph.replace(replacements)
+    return graph, used_arrays(graph, arrays)
+
+
+def is_channel_norm(node: Node) -> bool:
+    """Whether `node` is a BatchNorm over the channels of (N, C, H, W)."""
+    return node.op == "BatchNorm" and node.attributes.get("axis", 1) in (1, -3)
+
+
+def norm_arrays(norm: Node, arrays: Arrays) -> list[np.ndarray]:
+    """Return gamma, beta, mean and variance of a BatchNorm."""
+    return [arrays[value.node.name] for value in norm.inputs[1:]]
 
 
 def factor_and_shift(
-    attrs: Mapping[str, str],
+    attrs: Mapping[str, Any],
     gamma: np.ndarray,
     beta: np.ndarray,
     mean: np.ndarray,
     variance: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return what a BatchNorm of inference multiplies each channel by, and adds."""
-    factor = 1 / np.sqrt(variance + float(attrs["eps"]))
-    if attrs["fix_gamma"] != "True":
+    factor = 1 / np.sqrt(variance + attrs["eps"])
+    if not attrs["fix_gamma"]:
         factor *= gamma
     return factor, beta - mean * factor
+
+
+def used_arrays(graph: Graph, arrays: Arrays) -> Arrays:
+    """Return those of `arrays` that `graph` has variables for."""
+    names = (node.name for node in graph.nodes if node.op == VARIABLE)
+    return {name: arrays[name] for name in names if name != IMAGES}
+
+
+def _arrays(graph: Graph, net: HybridBlock) -> Arrays:
+    """Copy the arrays of `net`, and drop the shapes that the graph notes beside them.
+
+    The rewrites of the graph change shapes.
+    """
+    parameters = net.collect_params()
+    ctx = next(iter(parameters.values())).list_ctx()[0]
+    # A training step goes on writing statistics, and MXNet lets them be read meanwhile.
+    mx.nd.waitall()
+    arrays = {}
+    for node in graph.nodes:
+        if node.op == VARIABLE and node.name != IMAGES:
+            node.attributes.clear()
+            array = parameters[node.name].data(ctx).asnumpy()
+            arrays[node.name] = array.astype(np.float32, copy=False)
+    return arrays

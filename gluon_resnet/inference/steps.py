@@ -6,19 +6,12 @@ difference the product and the sum. Float graphs and those that `quantize` made 
 steps of the same kinds.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Optional
+from typing import Any, Optional
 
-import mxnet as mx
-
-
-class Value(NamedTuple):
-    """An output of a node of the graph."""
-
-    node: int
-    output: int
+from gluon_resnet.graph import VARIABLE, Graph, Node, Value
+from gluon_resnet.models.traced import IMAGES
 
 
 @dataclass(frozen=True)
@@ -30,7 +23,7 @@ class Step:
     inputs: tuple[Value, ...]
     """Values that are computed; those of `arrays` are given."""
     output: Value
-    attrs: Mapping[str, str]
+    attrs: Mapping[str, Any]
     arrays: tuple[str, ...] = ()
     """The names of weight and bias, where it has them."""
     factor: Optional[Value] = None
@@ -60,41 +53,41 @@ _FOLLOWERS = {
 }
 
 
-def steps_of(symbol: mx.sym.Symbol) -> list[Step]:
+def steps_of(graph: Graph) -> list[Step]:
     """Return the steps of a graph in an order in which they can be done."""
-    nodes = json.loads(symbol.tojson())["nodes"]
-    inputs = [_inputs(nodes, node) for node in nodes]
-    users = {}
-    for index, values in enumerate(inputs):
-        for value in values:
-            users.setdefault(value, []).append(index)
-    taken = set()
+    users = graph.users()
+    position = {node: number for number, node in enumerate(graph.nodes)}
+    taken: set[Node] = set()
     steps = []
-    for index, node in enumerate(nodes):
-        if node["op"] == "null" or index in taken:
+    for node in position:
+        if node.op == VARIABLE or node in taken:
             continue
-        step = _step(nodes, index, inputs[index])
+        step = _step(node)
         for op in _FOLLOWERS.get(step.op, ()):
-            if len(users.get(step.output, ())) != 1:
+            if len(users[step.output]) != 1:
                 break
             (user,) = users[step.output]
-            if nodes[user]["op"] != op:
+            if user.op != op:
                 continue
-            others = [value for value in inputs[user] if value != step.output]
-            if any(other.node > index for other in others):
+            others = [value for value in _computed(user) if value != step.output]
+            if op in ("elemwise_add", "broadcast_mul") and not others:
+                break  # The other one is an array of the network.
+            if any(position[other.node] > position[node] for other in others):
                 break  # That one comes later, and its step does this along.
             if op == "elemwise_add":
                 step = replace(step, added=others[0])
             elif op == "broadcast_mul":
                 step = replace(step, factor=others[0])
             elif op in ("Activation", "sigmoid"):
-                activation = nodes[user].get("attrs", {}).get("act_type", op)
+                activation = user.attributes.get("act_type", op)
+                if activation not in ("relu", "sigmoid"):
+                    break
                 step = replace(step, activation=activation)
             elif op == "_contrib_dequantize":
                 step = replace(step, limits=None)
             else:
-                step = replace(step, limits=_limits(nodes[user]["attrs"]))
-            step = replace(step, output=Value(user, 0))
+                step = replace(step, limits=_limits(user.attributes))
+            step = replace(step, output=Value(user))
             taken.add(user)
         steps.append(step)
     last_reader = {
@@ -108,49 +101,41 @@ def steps_of(symbol: mx.sym.Symbol) -> list[Step]:
     ]
 
 
-def _inputs(nodes: list[dict], node: dict) -> list[Value]:
+def _computed(node: Node) -> list[Value]:
     """The values that a node takes, but arrays and the range that comes with int8."""
 
-    def is_computed(source: dict, output: int) -> bool:
-        if source["op"] == "null":
-            return source["name"] == "data"
-        return output == 0 or source["op"] == "SliceChannel"
+    def is_computed(source: Node, output: int) -> bool:
+        if source.op == VARIABLE:
+            return source.name == IMAGES
+        return output == 0 or source.op == "SliceChannel"
 
-    return [
-        Value(source, output)
-        for source, output, *_ in node["inputs"]
-        if is_computed(nodes[source], output)
-    ]
+    return [value for value in node.inputs if is_computed(*value)]
 
 
-def _step(nodes: list[dict], index: int, inputs: list[Value]) -> Step:
+def _step(node: Node) -> Step:
     """A node as a step, with what MXNet joined in it."""
-    node = nodes[index]
+    computed = _computed(node)
+    sources = [value.node for value in node.inputs]
     step = Step(
-        op=node["op"],
-        name=node["name"],
-        inputs=tuple(inputs),
-        output=Value(index, 0),
-        attrs=node.get("attrs", {}),
-        arrays=tuple(
-            nodes[source]["name"]
-            for source, *_ in node["inputs"]
-            if nodes[source]["op"] == "null" and nodes[source]["name"] != "data"
-        ),
+        op=node.op,
+        name=node.name,
+        inputs=tuple(computed),
+        output=Value(node),
+        attrs=node.attributes,
+        arrays=tuple(s.name for s in sources if s.op == VARIABLE and s.name != IMAGES),
     )
     if "max_calib_range" in step.attrs:
         step = replace(step, limits=_limits(step.attrs))
-    if "subgraphs" in node:
-        inner = next(n for n in node["subgraphs"][0]["nodes"] if n["op"] != "null")
+    if node.subgraphs:
+        inner = next(n for n in node.subgraphs[0].nodes if n.op != VARIABLE)
+        has_relu = step.attrs.get("with_act") or step.attrs.get("with_postsum_act")
         return replace(
             step,
-            op=inner["op"],
+            op=inner.op,
             inputs=step.inputs[:1],
-            attrs=inner["attrs"],
-            added=inputs[1] if len(inputs) > 1 else None,
-            activation="relu"
-            if "true" in map(step.attrs.get, ("with_act", "with_postsum_act"))
-            else None,
+            attrs=inner.attributes,
+            added=computed[1] if len(computed) > 1 else None,
+            activation="relu" if has_relu else None,
         )
     quantized = "_contrib_quantized_"
     if step.op.startswith(quantized):
@@ -158,5 +143,5 @@ def _step(nodes: list[dict], index: int, inputs: list[Value]) -> Step:
     return step
 
 
-def _limits(attrs: Mapping[str, str]) -> tuple[float, float]:
-    return float(attrs["min_calib_range"]), float(attrs["max_calib_range"])
+def _limits(attrs: Mapping[str, Any]) -> tuple[float, float]:
+    return attrs["min_calib_range"], attrs["max_calib_range"]

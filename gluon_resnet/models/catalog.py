@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of models: the only list of their names.
+"""The table of models: the only list of their own names; `names` has all others.
 
 Depths, widths and variants: arXiv:1512.03385 (v1), arXiv:1603.05027 (v2),
 arXiv:1605.07146 (wide), arXiv:1812.01187 (c, d), arXiv:2004.08955 (ResNeSt). "v1b" is
 torchvision's stride on the 3x3; "s" is GluonCV's wide deep stem.
 """
 
-import difflib
 import fnmatch
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from functools import partial
 
 from gluon_resnet.errors import InputError
 from gluon_resnet.models import blocks, stems
+from gluon_resnet.models.names import ALIASES, aliases_of, resolve
+from gluon_resnet.nearest import nearest
 
 _BLOCKS = {
     18: (2, 2, 2, 2),
@@ -44,13 +45,17 @@ class ModelSpec:
     size: int = 224
     """Side of the square test image in pixels."""
     num_classes: int = 1000
-    aliases: tuple[str, ...] = ()
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """What other projects call the network or its weights."""
+        return tuple(aliases_of(self.name))
 
 
 def _imagenet_family(
-    name, family, stem, basic, bottleneck, depths, aliases, **fields
+    name, family, stem, basic, bottleneck, depths, **fields
 ) -> Iterator[ModelSpec]:
-    """Rows of one family by depth; {} in `name` and `aliases` is the depth."""
+    """Rows of one family by depth, which is {} in `name`."""
     for depth in depths:
         is_basic = depth < 50
         yield ModelSpec(
@@ -60,7 +65,6 @@ def _imagenet_family(
             basic if is_basic else bottleneck,
             _BLOCKS[depth],
             _BASIC_CHANNELS if is_basic else _BOTTLENECK_CHANNELS,
-            aliases=tuple(alias.format(depth) for alias in aliases),
             **fields,
         )
 
@@ -81,7 +85,7 @@ def _cifar_family(name, family, stem, block, **fields) -> Iterator[ModelSpec]:
         )
 
 
-def _resnest(name, stage_blocks, *aliases, stem_width=32, size=224, **block_fields):
+def _resnest(name, stage_blocks, *, stem_width=32, size=224, **block_fields):
     """One ResNeSt row: deep stem, average-pool shortcuts, split attention."""
     return ModelSpec(
         name,
@@ -91,7 +95,6 @@ def _resnest(name, stage_blocks, *aliases, stem_width=32, size=224, **block_fiel
         stage_blocks,
         _BOTTLENECK_CHANNELS,
         size=size,
-        aliases=aliases,
     )
 
 
@@ -101,7 +104,6 @@ def _fast_resnest(radix, cardinality, base_width):
     return _resnest(
         f"resnest50d_{variant}",
         _BLOCKS[50],
-        f"resnest50_fast_{variant}",
         radix=radix,
         cardinality=cardinality,
         base_width=base_width,
@@ -123,7 +125,6 @@ _ROWS = (
         blocks.basic,
         blocks.bottleneck_v1,
         _ALL,
-        ("resnet{}-v1-7", "resnet{}v1"),
     ),
     *_imagenet_family(
         "resnet{}_v1b",
@@ -132,7 +133,6 @@ _ROWS = (
         blocks.basic,
         blocks.bottleneck,
         _ALL,
-        ("resnet{}", "resnet-{}", "gluon_resnet{}_v1b", "tv_resnet{}"),
     ),
     *_imagenet_family(
         "resnet{}_v1c",
@@ -141,7 +141,6 @@ _ROWS = (
         None,
         blocks.bottleneck,
         _DEEP,
-        ("resnet{}c", "resnetv1c{}", "resnetv1c-{}", "gluon_resnet{}_v1c"),
     ),
     *_imagenet_family(
         "resnet{}_v1d",
@@ -150,7 +149,6 @@ _ROWS = (
         _BASIC_D,
         _BOTTLENECK_D,
         _ALL,
-        ("resnet{}d", "resnetv1d{}", "resnetv1d-{}", "gluon_resnet{}_v1d"),
     ),
     *_imagenet_family(
         "resnet{}_v1s",
@@ -159,7 +157,6 @@ _ROWS = (
         None,
         blocks.bottleneck,
         _DEEP,
-        ("resnet{}s", "gluon_resnet{}_v1s"),
     ),
     *_imagenet_family(
         "resnet{}_v2",
@@ -168,7 +165,6 @@ _ROWS = (
         blocks.basic_v2,
         blocks.bottleneck_v2,
         _ALL,
-        ("resnet{}-v2-7", "resnet{}v2"),
         preactivated=True,
     ),
     *_imagenet_family(
@@ -178,7 +174,6 @@ _ROWS = (
         None,
         _WIDE,
         (50, 101),
-        ("wide-resnet{}", "wide-resnet-{}"),
     ),
     *_imagenet_family(
         "cifar_resnet{}",
@@ -187,7 +182,6 @@ _ROWS = (
         blocks.basic,
         blocks.bottleneck,
         _ALL,
-        (),
         size=32,
         num_classes=10,
     ),
@@ -199,12 +193,12 @@ _ROWS = (
         blocks.cifar_basic_v2,
         preactivated=True,
     ),
-    _resnest("resnest14d", (1, 1, 1, 1), "resnest14", "gluon_resnest14"),
-    _resnest("resnest26d", (2, 2, 2, 2), "resnest26", "gluon_resnest26"),
-    _resnest("resnest50d", (3, 4, 6, 3), "resnest50"),
-    _resnest("resnest101e", (3, 4, 23, 3), "resnest101", stem_width=64, size=256),
-    _resnest("resnest200e", (3, 24, 36, 3), "resnest200", stem_width=64, size=320),
-    _resnest("resnest269e", (3, 30, 48, 8), "resnest269", stem_width=64, size=416),
+    _resnest("resnest14d", (1, 1, 1, 1)),
+    _resnest("resnest26d", (2, 2, 2, 2)),
+    _resnest("resnest50d", (3, 4, 6, 3)),
+    _resnest("resnest101e", (3, 4, 23, 3), stem_width=64, size=256),
+    _resnest("resnest200e", (3, 24, 36, 3), stem_width=64, size=320),
+    _resnest("resnest269e", (3, 30, 48, 8), stem_width=64, size=416),
     _fast_resnest(1, 4, 24),
     _fast_resnest(4, 2, 40),
     _fast_resnest(1, 1, 64),
@@ -215,25 +209,41 @@ _ROWS = (
 )
 
 CATALOG = {spec.name: spec for spec in _ROWS}
-_NAMES = {name: spec for spec in _ROWS for name in (spec.name, *spec.aliases)}
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the model names that match a shell pattern, in the table's order."""
-    return [name for name in CATALOG if fnmatch.fnmatchcase(name, pattern.lower())]
+    """Return the models whose name or alias `pattern` finds, in the table's order.
+
+    pattern: a part of the name, as in "resnet50", or with wildcards, as in "resnest*",
+    a shell pattern of all of it; in any case.
+    Raises InputError with the nearest names where nothing is found.
+    """
+    text = pattern.lower()
+    shell = text if any(c in text for c in "*?[") else f"*{text}*"
+    found = [
+        spec.name
+        for spec in _ROWS
+        if any(fnmatch.fnmatchcase(n, shell) for n in (spec.name, *spec.aliases))
+    ]
+    if not found:
+        raise InputError(f"no model matches {pattern!r}; {_nearest(text)}")
+    return found
 
 
 def model_spec(name: str) -> ModelSpec:
     """Return the row of a model name or of one of its aliases, in any case.
 
-    Raises InputError with the nearest names where there is no such model.
+    A tag in the name, or the one that the alias has, is not looked at: MODEL.TAG is
+    MODEL's network.
+    Raises InputError with the nearest names where there is no such model, and with the
+    reason for weights that are known and cannot be loaded.
     """
-    try:
-        return _NAMES[name.lower()]
-    except KeyError:
-        nearest = difflib.get_close_matches(name.lower(), _NAMES, n=3, cutoff=0.4)
-        hint = f"nearest: {', '.join(nearest)}" if nearest else "no name is near"
-        raise InputError(
-            f"unknown model {name!r}; {hint}; "
-            "`python -m gluon_resnet.models` lists all names"
-        ) from None
+    model, _ = resolve(name)
+    if model not in CATALOG:
+        raise InputError(f"unknown model {model!r}; {_nearest(model)}")
+    return CATALOG[model]
+
+
+def _nearest(text: str) -> str:
+    found = nearest(text, [*CATALOG, *ALIASES])
+    return f"{found}; `python -m gluon_resnet.models` lists all names"

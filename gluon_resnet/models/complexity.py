@@ -4,18 +4,18 @@
 The counts are read off the network's own graph, so they cannot drift from it.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional, Union
 
-import mxnet as mx
 from mxnet.gluon import HybridBlock
 
 from gluon_resnet.errors import InputError
+from gluon_resnet.graph import VARIABLE, Value
 from gluon_resnet.models.catalog import model_spec
 from gluon_resnet.models.resnet import resnet
+from gluon_resnet.models.traced import IMAGES, traced
 
 Size = Union[int, tuple[int, int]]
 
@@ -88,31 +88,30 @@ def complexity(
 def _operations(net: HybridBlock, size: tuple[int, int]) -> Iterator[_Operation]:
     """Walk the operators of the graph for one image, in execution order."""
     in_channels = next(iter(net.collect_params(".*weight").values())).shape[1]
-    symbol = net(mx.sym.var("data"))
-    outputs = symbol.get_internals()
-    _, shapes, _ = outputs.infer_shape(data=(1, in_channels, *size))
+    graph = traced(net)
+    outputs = graph.symbol().get_internals()
+    _, shapes, _ = outputs.infer_shape(**{IMAGES: (1, in_channels, *size)})
     shapes = dict(zip(outputs.list_outputs(), shapes))
-    nodes = json.loads(symbol.tojson())["nodes"]
 
-    def shape(node_id: int, output: int = 0) -> tuple[int, ...]:
-        name = nodes[node_id]["name"]
-        keys = (name, f"{name}_output", f"{name}_output{output}")
+    def shape(value: Value) -> tuple[int, ...]:
+        name = value.node.name
+        keys = (name, f"{name}_output", f"{name}_output{value.output}")
         return next(shapes[key] for key in keys if key in shapes)
 
-    last_pool = max(i for i, node in enumerate(nodes) if node["op"] == "Pooling")
-    for node_id, node in enumerate(nodes):
-        if node["op"] != "null":
-            inputs, attributes = node["inputs"], node.get("attrs", {})
-            yield _Operation(
-                kind=node["op"],
-                input_size=math.prod(shape(*inputs[0][:2])),
-                output_size=math.prod(shape(node_id)),
-                weight_shape=shape(inputs[1][0]) if len(inputs) > 1 else (),
-                has_bias=attributes.get("no_bias") == "False",
-                is_average=attributes.get("pool_type") == "avg",
-                is_global=attributes.get("global_pool") == "True",
-                is_last_pool=node_id == last_pool,
-            )
+    operators = [node for node in graph.nodes if node.op != VARIABLE]
+    last_pool = [node for node in operators if node.op == "Pooling"][-1]
+    for node in operators:
+        inputs, attributes = node.inputs, node.attributes
+        yield _Operation(
+            kind=node.op,
+            input_size=math.prod(shape(inputs[0])),
+            output_size=math.prod(shape(Value(node))),
+            weight_shape=shape(inputs[1]) if len(inputs) > 1 else (),
+            has_bias=attributes.get("no_bias") is False,
+            is_average=attributes.get("pool_type") == "avg",
+            is_global=attributes.get("global_pool", False),
+            is_last_pool=node is last_pool,
+        )
 
 
 def _macs(operation: _Operation) -> int:

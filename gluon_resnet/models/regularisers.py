@@ -6,9 +6,16 @@ Both decide with an operator that knows the mode of the graph, not with
 while it is traced stays decided in both modes.
 """
 
-from mxnet.gluon import HybridBlock, nn
+from types import ModuleType
+
+import mxnet as mx
+from mxnet.gluon import Block, HybridBlock, nn
 
 from gluon_resnet.errors import InputError
+from gluon_resnet.models.layers import Tensor
+
+IDENTITY = "__identity_in_inference__"
+"""Marks the operator of a graph that gives its first input outside training."""
 
 
 def stochastic_depth(probability: float) -> nn.Dropout:
@@ -33,7 +40,7 @@ class DropBlock(HybridBlock):
         super().__init__()
         self.probability = probability
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: ModuleType, x: Tensor) -> Tensor:
         """Return x with squares dropped in training, x itself otherwise."""
         one = F.slice_axis(x, axis=0, begin=0, end=1)  # (1, C, H, W)
         shape = F.cast(F.shape_array(one), "float32")
@@ -50,13 +57,14 @@ class DropBlock(HybridBlock):
         size, pad = (self.BLOCK, self.BLOCK), (self.BLOCK // 2, self.BLOCK // 2)
         kept = 1 - F.Pooling(seeds, kernel=size, pad=pad, pool_type="max")
         scale = F.broadcast_div(kept, F.mean(kept, axis=(1, 2, 3), keepdims=True))
-        return F.broadcast_mul(x, scale)
+        with mx.AttrScope(**{IDENTITY: "True"}):
+            return F.broadcast_mul(x, scale)
 
 
 def set_drop_block(net: HybridBlock, probability: float) -> None:
     """Change the probability of every DropBlock in `net`, hybridized or not.
 
-    The recipe raises it linearly: (epoch + 1) / epochs * 0.1.
+    A training raises it from epoch to epoch: `training.recipe.drop_block_at`.
     Raises InputError where the probability is outside [0, 1).
     """
     if not 0 <= probability < 1:
@@ -64,7 +72,7 @@ def set_drop_block(net: HybridBlock, probability: float) -> None:
             f"DropBlock probability is {probability}; it must be in [0, 1)"
         )
 
-    def update(block):
+    def update(block: Block) -> None:
         if isinstance(block, DropBlock):
             block.probability = probability
         if isinstance(block, HybridBlock):

@@ -32,10 +32,12 @@ from gluon_resnet.data.records import RecordFile, in_memory
 from gluon_resnet.errors import InputError
 from gluon_resnet.models import model_spec, set_drop_block
 from gluon_resnet.predictions import validate
+from gluon_resnet.random_streams import Use, mxnet_seed, stream
 from gluon_resnet.training.journal import draw_curves, journal
 from gluon_resnet.training.recipe import (
     Recipe,
     described,
+    drop_block_at,
     learning_rate,
     mix,
     training_pixels,
@@ -106,7 +108,7 @@ def train(
 
     # The order is part of the recipe: a seed, the parameters drawn with it, the step's
     # average that starts from them, and then what a checkpoint has instead.
-    mx.random.seed(recipe.seed)
+    mx.random.seed(mxnet_seed(stream(recipe.seed, Use.INITIALISATION)))
     net = training_net(recipe, contexts, is_new=saved is None)
     step = TrainingStep(net, recipe, contexts)
     if saved:
@@ -145,8 +147,7 @@ def train(
             while state.epoch < recipe.epochs:
                 began, first_batch = time.perf_counter(), state.batch
                 if recipe.drop_block:
-                    share = (state.epoch + 1) / recipe.epochs
-                    set_drop_block(net, share * recipe.drop_block)
+                    set_drop_block(net, drop_block_at(recipe, state.epoch))
                 batches = train_batches(epoch=state.epoch, start_batch=first_batch)
                 title = f"epoch {state.epoch + 1}/{recipe.epochs}"
                 bar = _bar(batches, raise_held, title, done=first_batch)
@@ -202,8 +203,8 @@ def train_epoch(
     reported, reported_at = state, time.perf_counter()
     for images, labels in batches:
         # All that is drawn follows from seed and step: a resumed run draws the same.
-        rng = _step_rng(recipe.seed, state.steps)
-        mx.random.seed(int(rng.integers(2**31)))
+        rng = stream(recipe.seed, Use.STEP, state.steps)
+        mx.random.seed(mxnet_seed(rng))
         rate = learning_rate(recipe, state.steps, state.steps_per_epoch)
         targets = one_hot(labels, recipe.num_classes, smoothing=recipe.label_smoothing)
         loss = step(*mix(recipe, images, targets, rng), learning_rate=rate)
@@ -335,11 +336,6 @@ def _bar(
 
     total = done + len(batches)
     return tqdm(called(), title, initial=done, total=total, unit="batch", disable=None)
-
-
-def _step_rng(seed: int, step: int) -> np.random.Generator:
-    # The spawn key sets it apart from what the loader draws for epochs and images.
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,)))
 
 
 def _show(bar: tqdm, entry: dict) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The graph of a network as it trains in mixed precision."""
 
-import json
-
 import mxnet as mx
+
+from gluon_resnet.graph import Graph, Node, Value
 
 _MATRIX_PRODUCTS = ("Convolution", "FullyConnected")
 _NEUTRAL = ("Activation", "Pooling", "elemwise_add")
@@ -19,39 +19,31 @@ def compute_in(symbol: mx.sym.Symbol, dtype: str) -> mx.sym.Symbol:
     In bfloat16 the convolution of the image is float32, too: with three channels oneDNN
     2.4 gives it a layout that its fast BatchNorm does not take.
     """
-    graph = json.loads(symbol.tojson())
-    nodes = graph["nodes"]
+    graph = Graph.of(symbol)
     image_layer = None
     if dtype == "bfloat16":
-        image_layer = next(node for node in nodes if node["op"] == "Convolution")
-    is_low = [False] * len(nodes)
-    casts = {}
+        image_layer = next(node for node in graph.nodes if node.op == "Convolution")
+    low: set[Node] = set()
+    casts: dict[tuple[Value, str], Value] = {}
 
-    def cast(entry: list[int], target: str) -> None:
-        """Redirect the entry of a list of inputs to itself in another type."""
-        key = *entry[:2], target
-        if key not in casts:
-            casts[key] = len(nodes)
-            name = f"{nodes[entry[0]]['name']}_{entry[1]}_{target}"
-            node = {"op": "amp_cast", "name": name, "attrs": {"dtype": target}}
-            nodes.append(node | {"inputs": [list(entry)]})
-        entry[:2] = casts[key], 0
+    def cast(value: Value, target: str) -> Value:
+        if (value, target) not in casts:
+            name = f"{value.node.name}_{value.output}_{target}"
+            node = Node("amp_cast", name, [value], {"dtype": target})
+            casts[value, target] = Value(node)
+        return casts[value, target]
 
-    for index, node in enumerate(list(nodes)):
-        inputs = node["inputs"]
-        low = [entry for entry in inputs if is_low[entry[0]]]
-        is_product = node["op"] in _MATRIX_PRODUCTS and node is not image_layer
-        if is_product or (node["op"] in _NEUTRAL and low):
-            is_low[index] = True
-            for entry in inputs:
-                if not is_low[entry[0]]:
-                    cast(entry, dtype)
-        elif node["op"] == "BatchNorm":  # its other inputs are parameters
-            is_low[index] = bool(low)
+    for node in (*graph.nodes, graph.end):
+        has_low = any(value.node in low for value in node.inputs)
+        is_product = node.op in _MATRIX_PRODUCTS and node is not image_layer
+        if is_product or (node.op in _NEUTRAL and has_low):
+            low.add(node)
+            node.inputs = [v if v.node in low else cast(v, dtype) for v in node.inputs]
+        elif node.op == "BatchNorm":  # its other inputs are parameters
+            if has_low:
+                low.add(node)
         else:
-            for entry in low:
-                cast(entry, "float32")
-    for entry in graph["heads"]:
-        if is_low[entry[0]]:
-            cast(entry, "float32")
-    return mx.sym.load_json(json.dumps(graph))
+            node.inputs = [
+                cast(v, "float32") if v.node in low else v for v in node.inputs
+            ]
+    return graph.symbol()

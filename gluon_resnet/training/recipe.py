@@ -5,11 +5,9 @@ The recipes there are: recipes.py. Here is what a recipe means and what can be d
 with one, all of it pure: a training calls these functions and adds net and devices.
 """
 
-import difflib
-import inspect
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any, Optional, Union, get_args, get_type_hints
@@ -20,10 +18,17 @@ from gluon_resnet.data.augment import cutmix, mixup
 from gluon_resnet.data.loader import Transform
 from gluon_resnet.errors import InputError
 from gluon_resnet.models import model_spec
+from gluon_resnet.nearest import nearest
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.training.schedules import cosine, linear_warmup
 
 Schedule = Callable[[float, int, float], float]
+Transforms = Callable[[int], Sequence[Transform]]
+
+
+def no_transforms(size: int) -> Sequence[Transform]:
+    """Leave images as they are."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,9 @@ class Recipe:
     """MODEL.TAG or a file: the weights that a fine-tuning starts from."""
 
     # Images
-    transforms: tuple[Transform, ...] = ()
-    """Done to each training image, in this order (augment.py). Those that take a `size`
-    are left without it: `training_transforms` gives them the size of training images.
-    """
+    transforms: Transforms = no_transforms
+    """(side of training images in pixels) -> what is done to each, in this order, with
+    the functions of augment.py."""
     train_size: Optional[int] = None
     """Pixels of training images where they are not those of `protocol`."""
     repeats: int = 1
@@ -185,21 +189,20 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     return recipe.learning_rate * share
 
 
+def drop_block_at(recipe: Recipe, epoch: int) -> float:
+    """Return the DropBlock probability of an epoch, counted from 0: a linear rise."""
+    return recipe.drop_block * (epoch + 1) / recipe.epochs
+
+
 def training_pixels(recipe: Recipe) -> Protocol:
-    """What `loader.training_batches` takes as protocol: that of `recipe.train_size`."""
-    return replace(recipe.protocol, size=recipe.train_size or recipe.protocol.size)
+    """Return how training images are prepared after the transforms: nothing is cut."""
+    size = recipe.train_size or recipe.protocol.size
+    return replace(recipe.protocol, size=size, crop_pct=1)
 
 
 def training_transforms(recipe: Recipe) -> tuple[Transform, ...]:
-    """`recipe.transforms`, each with the size of training images where it needs one."""
-    size = training_pixels(recipe).size
-
-    def sized(transform: Transform) -> Transform:
-        parameter = inspect.signature(transform).parameters.get("size")
-        missing = parameter is not None and parameter.default is parameter.empty
-        return partial(transform, size=size) if missing else transform
-
-    return tuple(sized(transform) for transform in recipe.transforms)
+    """Return what is done to each training image, in this order."""
+    return tuple(recipe.transforms(training_pixels(recipe).size))
 
 
 def mix(
@@ -301,19 +304,14 @@ def smoke(recipe: Recipe) -> Recipe:
 def described(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON has it; a function as the call that would bind it."""
 
-    def text(value: Any) -> Union[dict, str]:
-        if isinstance(value, Protocol):
-            return asdict(value)
-        function = getattr(value, "func", value)
-        keywords = getattr(value, "keywords", {})
-        bound = ", ".join(f"{name}={keywords[name]!r}" for name in keywords)
-        return f"{function.__name__}({bound})" if bound else function.__name__
+    def text(function: Any) -> str:
+        keywords = getattr(function, "keywords", {})
+        bound = ", ".join(f"{name}={value!r}" for name, value in keywords.items())
+        name = getattr(function, "func", function).__name__
+        return f"{name}({bound})" if bound else name
 
-    plain = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-    return json.loads(json.dumps(plain, default=text))
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The names most like `name`, as part of a message."""
-    matches = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)
-    return f"nearest: {', '.join(matches)}" if matches else "no name is near"
+    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    values["protocol"] = asdict(recipe.protocol)
+    values["schedule"] = text(recipe.schedule)
+    values["transforms"] = [text(each) for each in training_transforms(recipe)]
+    return json.loads(json.dumps(values))

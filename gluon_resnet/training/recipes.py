@@ -10,6 +10,7 @@ whatever the source did. And all but RSB trained with BatchNorm statistics of ea
 part of the batch, 8 (CUB) to 256 images: fewer devices have those of more.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -26,9 +27,11 @@ from gluon_resnet.data.augment import (
     random_resized_crop,
     resize_square,
 )
+from gluon_resnet.data.loader import Transform
 from gluon_resnet.errors import InputError
+from gluon_resnet.nearest import nearest
 from gluon_resnet.preprocess import Protocol
-from gluon_resnet.training.recipe import Recipe, for_batch_size, nearest
+from gluon_resnet.training.recipe import Recipe, for_batch_size
 from gluon_resnet.training.schedules import cosine, step_decay
 from gluon_resnet.weights.published import checkpoint
 
@@ -54,7 +57,55 @@ _JITTER = (
     partial(color_jitter, brightness=0.4, contrast=0.4, saturation=0.4),
     partial(lighting, std=0.1),
 )
-_PIL_CROP = partial(random_resized_crop, library="pil")
+
+
+# What is done to the images, as functions of their side in pixels.
+
+
+def _crop_and_flip(size: int, **options) -> Sequence[Transform]:
+    return partial(random_resized_crop, size=size, **options), random_flip
+
+
+def _pad_and_flip(size: int) -> Sequence[Transform]:
+    return partial(pad_and_crop, pad=4), random_flip
+
+
+def _bird_images(size: int) -> Sequence[Transform]:
+    return (
+        partial(resize_square, side=600),
+        partial(random_crop, size=size),
+        random_flip,
+    )
+
+
+def _rsb_images(size: int, *, magnitude: float) -> Sequence[Transform]:
+    crop_and_flip = _crop_and_flip(size, library="pil", interpolation="bicubic")
+    return *crop_and_flip, partial(rand_augment, magnitude=magnitude)
+
+
+def _gluoncv_images(size: int) -> Sequence[Transform]:
+    return *_crop_and_flip(size), *_JITTER
+
+
+def _zoo_images(size: int) -> Sequence[Transform]:
+    return partial(resize_square, side=480), *_gluoncv_images(size)
+
+
+def _resnest_images(size: int) -> Sequence[Transform]:
+    return auto_augment, *_gluoncv_images(size)
+
+
+def _large_resnest_images(size: int) -> Sequence[Transform]:
+    crop = partial(efficientnet_crop, size=size)
+    return auto_augment, crop, random_flip, *_JITTER
+
+
+def _fashion_images(size: int) -> Sequence[Transform]:
+    # The mean colour: round(255 * 0.2860).
+    fill = (73, 73, 73)
+    erasing = partial(random_erasing, probability=0.25, fill=fill, area=(0.02, 0.2))
+    return partial(pad_and_crop, pad=2), random_flip, erasing
+
 
 _FASHION_MNIST = Recipe(
     model="cifar_resnet20_v1",
@@ -63,12 +114,7 @@ _FASHION_MNIST = Recipe(
     source="this project; what it gave: gluon_resnet/bundled/README.md",
     num_classes=10,
     data_set="fashion_mnist",
-    transforms=(
-        partial(pad_and_crop, pad=2),
-        random_flip,
-        # The mean colour: round(255 * 0.2860).
-        partial(random_erasing, probability=0.25, fill=(73, 73, 73), area=(0.02, 0.2)),
-    ),
+    transforms=_fashion_images,
     label_smoothing=0.1,
     epochs=40,
     batch_size=128,
@@ -83,7 +129,7 @@ _OPENMMLAB = Recipe(
     model="resnet50_v1b",
     protocol=Protocol(library="mmcv"),
     source="OpenMMLab mmcls 1.0.0rc5, configs/resnet/*_8xb32_in1k.py",
-    transforms=(random_resized_crop, random_flip),
+    transforms=_crop_and_flip,
     epochs=100,
     batch_size=256,
     learning_rate=0.1,
@@ -96,7 +142,7 @@ _OPENMMLAB_CIFAR10 = replace(
     _OPENMMLAB,
     source="OpenMMLab mmcls 1.0.0rc5, configs/resnet/*_8xb16_cifar10.py",
     data_set="cifar10",
-    transforms=(partial(pad_and_crop, pad=4), random_flip),
+    transforms=_pad_and_flip,
     epochs=200,
     batch_size=128,
     schedule=partial(step_decay, at=(100, 150)),
@@ -118,7 +164,7 @@ _OPENMMLAB_CUB = replace(
     ),
     data_set=None,
     initial_weights="resnet50_v1b.openmmlab_3rdparty-mill_in21k",
-    transforms=(partial(resize_square, side=600), random_crop, random_flip),
+    transforms=_bird_images,
     batch_size=64,
     learning_rate=0.01,
     schedule=partial(cosine, by_epoch=True),
@@ -141,11 +187,7 @@ _RSB_A2 = replace(
         "stochastic depth rises over the blocks as in the paper, where the weights of "
         "2021 had 0.05 in each",
     ),
-    transforms=(
-        partial(_PIL_CROP, interpolation="bicubic"),
-        random_flip,
-        partial(rand_augment, magnitude=7),
-    ),
+    transforms=partial(_rsb_images, magnitude=7),
     repeats=3,
     mixup=0.1,
     cutmix=1.0,
@@ -183,7 +225,7 @@ _RSB_A3 = replace(
         "configuration says 224 since its rewriting for 1.x",
     ),
     train_size=160,
-    transforms=(*_RSB_A2.transforms[:2], partial(rand_augment, magnitude=6)),
+    transforms=partial(_rsb_images, magnitude=6),
     repeats=1,
     epochs=100,
     learning_rate=8e-3,
@@ -199,12 +241,7 @@ _ONNX_ZOO = Recipe(
         "keeps their aspect ratio; its rate is the same for batches of 512 and 256 "
         "(depth 152), so it does not follow the batch size"
     ),
-    transforms=(
-        partial(resize_square, side=480),
-        random_resized_crop,
-        random_flip,
-        *_JITTER,
-    ),
+    transforms=_zoo_images,
     epochs=150,
     batch_size=512,
     learning_rate=0.01,
@@ -218,7 +255,7 @@ _GLUONCV = Recipe(
     model="resnet50_v1",
     protocol=Protocol(),
     source="GluonCV, the training log of these weights (train_imagenet.py)",
-    transforms=(random_resized_crop, random_flip, *_JITTER),
+    transforms=_gluoncv_images,
     epochs=120,
     batch_size=1024,
     learning_rate=0.4,
@@ -244,7 +281,7 @@ _GLUONCV_CIFAR10 = Recipe(
         "file is this training or the one with mixup is not known"
     ),
     data_set="cifar10",
-    transforms=(partial(pad_and_crop, pad=4), random_flip),
+    transforms=_pad_and_flip,
     epochs=200,
     batch_size=128,
     learning_rate=0.1,
@@ -261,7 +298,7 @@ _RESNEST = Recipe(
         "rate of 0.1 is for 256 images, its SGD Nesterov's, its dropout that of "
         "resnest200e and 269e alone"
     ),
-    transforms=(auto_augment, random_resized_crop, random_flip, *_JITTER),
+    transforms=_resnest_images,
     mixup=0.2,
     epochs=270,
     batch_size=8192,
@@ -286,7 +323,7 @@ RECIPES: dict[str, Recipe] = {
     **_published(
         _OPENMMLAB,
         [f"resnet{n}_{v}.openmmlab_8xb32" for v in ("v1c", "v1d") for n in _DEEP],
-        transforms=(_PIL_CROP, random_flip),
+        transforms=partial(_crop_and_flip, library="pil"),
     ),
     **_published(
         _OPENMMLAB,
@@ -372,7 +409,7 @@ RECIPES: dict[str, Recipe] = {
     **_published(
         _RESNEST_LARGE,
         ["resnest269e.in1k"],
-        transforms=(auto_augment, efficientnet_crop, random_flip, *_JITTER),
+        transforms=_large_resnest_images,
         train_size=320,
     ),
 }

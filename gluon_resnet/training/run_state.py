@@ -20,6 +20,7 @@ from typing import Optional
 
 import numpy as np
 
+from gluon_resnet.data.loader import steps_per_epoch
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
 
@@ -54,7 +55,7 @@ class RunState:
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches of the training file."""
-        return self.num_images // self.recipe["batch_size"]
+        return steps_per_epoch(self.num_images, self.recipe["batch_size"])
 
     @property
     def steps(self) -> int:

@@ -8,9 +8,8 @@ A tag is timm's own for its weights, `onnx_zoo`, `gluoncv` or `mxnet` for those 
 configuration, less architecture and `_in1k`, for OpenMMLab's. A second file of the same
 tag, of another format or age, adds the first eight digits of its checksum.
 
-Left out, because no network of this package takes their weights: the ONNX Model Zoo's
-int8 and qdq files (quantized graphs) and its Caffe2 ones, GluonCV's group-normalised,
-int8 and pruned nets, and timm's `resnet50.bamboo` (no classifier, no licence).
+Left out is what no network of this package takes; `models.names` says why to whom asks
+for it by name.
 """
 
 import difflib
@@ -24,11 +23,16 @@ from typing import Optional
 
 from gluon_resnet.errors import InputError
 from gluon_resnet.models.catalog import CATALOG, model_spec
+from gluon_resnet.models.names import resolve
 from gluon_resnet.preprocess import Protocol
 
 DEFAULT_WEIGHTS = "resnest50d.in1k"
 """The ImageNet weights taken where none are asked for: 81 % top-1 from 110 MB and 5.4 G
 multiply-adds, Apache-2.0, on the Hugging Face Hub, and trained in Gluon."""
+
+# timm's own choice (the first of its configurations) where the rule of `checkpoint`
+# would choose another training, so that timm's names mean what they mean there.
+_TIMMS_CHOICE = ("resnet50_v1d.ra2_in1k", "wide_resnet101_2.tv_in1k")
 
 _GONE = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/"
 """A host that no longer answers (dmlc/gluon-cv#1778); mirrors may have its files."""
@@ -62,51 +66,84 @@ class Checkpoint:
     a zipped file is the unpacked file's. The hub tells that of its files by itself."""
     sha1: str = ""
     num_classes: int = 1000
+    data_set: str = "imagenet"
+    """Whose classes it knows, a name that `load_class_names` takes."""
     top1: Optional[float] = None
     """Percent of the validation images, as published; also `top5`."""
     top5: Optional[float] = None
     note: str = ""
     """Misprints and traps."""
+    log: str = ""
+    """URL of the log of its training."""
+    code: str = ""
+    """URL of its network's code, as the page links it."""
+    training_data: str = ""
+    """As the page says; also `training_resources`."""
+    training_resources: str = ""
+    opset: Optional[int] = None
+    """Of an .onnx file, as its page says; also `onnx_version`."""
+    onnx_version: str = ""
+    sample_data: str = ""
+    """URL of an archive of the file with inputs and the outputs to them."""
 
     @property
     def name(self) -> str:
         """MODEL.TAG, which names the row."""
         return f"{self.model}.{self.tag}"
 
+    @property
+    def checksum(self) -> str:
+        """What its download is checked against, in words."""
+        for kind, digits in (("SHA-256", self.sha256), ("SHA-1", self.sha1)):
+            if digits:
+                whole = len(digits) in (40, 64)
+                return f"{kind} {digits}" if whole else f"{kind} {digits}..."
+        if self.hub:
+            return "SHA-256, told by the Hugging Face Hub with the download"
+        return "none published: the download is not checked"
+
 
 def list_weights(pattern: str = "*") -> list[str]:
     """Return the MODEL.TAG names that match a shell pattern, in the table's order.
 
-    A pattern also matches by an alias of the model, and by the model alone.
+    A model, or an alias of one, matches all its weights; an alias of one checkpoint, a
+    URL or a file name matches that one.
+    Raises InputError for weights that are known and cannot be loaded.
     """
+    if (row := published_file(pattern)) is not None:
+        return [row.name]
+    model, tag = resolve(pattern)
+    names = (f"{model}.{tag}",) if tag else (model, f"{model}.*")
     return [
         row.name
         for row in _table().values()
-        if any(
-            fnmatch.fnmatchcase(name, pattern.lower())
-            for model in (row.model, *CATALOG[row.model].aliases)
-            for name in (model, f"{model}.{row.tag}")
-        )
+        if any(fnmatch.fnmatchcase(row.name, name) for name in names)
     ]
 
 
 def checkpoint(name: str) -> Checkpoint:
-    """Return the row of MODEL.TAG, or of MODEL its default; MODEL may be an alias.
+    """Return the row that a name stands for.
 
-    The default has, in order of weight: a licence for all uses, the model's own number
-    of classes, a host that answers (the Hugging Face Hub before others), the highest
-    published top-1.
-    Raises InputError with the nearest names where there is no such row.
+    name: MODEL.TAG, or MODEL for its default; MODEL may be an alias, and an alias of
+    one checkpoint stands for that one (`models.names`). Also the URL or the file name
+    of a row.
+    The default is timm's own where timm has the network, else it has, in order of
+    weight: a licence for all uses, the model's own number of classes, a host that
+    answers (the Hugging Face Hub before others), the highest published top-1.
+    Raises InputError with the nearest names where there is no such row, and with the
+    reason for weights that are known and cannot be loaded.
     """
-    model, dot, tag = name.partition(".")
-    model = model_spec(model).name
+    if (row := published_file(name)) is not None:
+        return row
+    _, tag = resolve(name)
+    model = model_spec(name).name
     rows = {row.tag: row for row in _table().values() if row.model == model}
-    if not dot:
+    if not tag:
         return max(rows.values(), key=_preference)
     try:
-        return rows[tag.lower()]
+        return rows[tag]
     except KeyError:
-        nearest = difflib.get_close_matches(tag.lower(), rows, n=3, cutoff=0)
+        nearest = difflib.get_close_matches(tag, rows, n=3, cutoff=0)
         raise InputError(
             f"unknown weights {name!r}; nearest: "
             f"{', '.join(f'{model}.{tag}' for tag in nearest)}; "
@@ -114,11 +151,27 @@ def checkpoint(name: str) -> Checkpoint:
         ) from None
 
 
+def published_file(name: str) -> Optional[Checkpoint]:
+    """Return the row that a URL of its file, or the file's name, stands for, or None.
+
+    Where two ages of a file have the same name, the name is the newest's.
+    """
+    files, name = _files(), name.partition("?")[0]
+    return files.get(name) or files.get(name.rpartition("/")[2])
+
+
 def _preference(row: Checkpoint) -> tuple:
     on_hub = bool(row.hub) or any("//huggingface.co/" in url for url in row.urls)
     answers = on_hub or not all(url.startswith(_GONE) for url in row.urls)
     own_classes = row.num_classes == CATALOG[row.model].num_classes
-    return "-NC" not in row.licence, own_classes, answers, on_hub, row.top1 or 0
+    return (
+        row.name in _TIMMS_CHOICE,
+        "-NC" not in row.licence,
+        own_classes,
+        answers,
+        on_hub,
+        row.top1 or 0,
+    )
 
 
 @cache
@@ -132,16 +185,32 @@ def _table() -> dict[str, Checkpoint]:
     return {row.name: row for row in rows}
 
 
+@cache
+def _files() -> dict[str, Checkpoint]:
+    """Rows by each URL, by the file's name in it, and by a .zip's file."""
+    files: dict[str, Checkpoint] = {}
+    for row in _table().values():
+        for url in row.urls:
+            file = url.rpartition("/")[2]
+            for name in (url, file, file.replace(".zip", ".params")):
+                files.setdefault(name, row)
+        if row.hub:  # All its files have the same name.
+            files[
+                f"https://huggingface.co/{row.hub}/resolve/main/model.safetensors"
+            ] = row
+    return files
+
+
 def _rows(family: dict, protocols: dict[str, Protocol]) -> Iterator[Checkpoint]:
     """Expand a family: one checkpoint for each row and each of the row's files.
 
-    A file's strings are templates that the row's cells fill.
+    The strings are templates that the row's cells fill.
     """
     names = {field.name for field in fields(Checkpoint)}
     for row in family["rows"]:
         cells = {**family["shared"], **dict(zip(family["columns"], row))}
         for file in family["files"]:
-            values = {**cells, **{key: _filled(file[key], cells) for key in file}}
+            values = {k: _filled(v, cells) for k, v in {**cells, **file}.items()}
             values["urls"] = tuple(values.get("urls", ()))
             values["protocol"] = protocols[values["protocol"]]
             yield Checkpoint(**{k: v for k, v in values.items() if k in names})
