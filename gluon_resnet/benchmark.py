@@ -19,16 +19,11 @@ from gluon_resnet import command
 from gluon_resnet.classifier import init_model
 from gluon_resnet.create import create_model
 from gluon_resnet.errors import InputError
+from gluon_resnet.inference import openmp
 from gluon_resnet.inference.batch_memory import check_batch
-from gluon_resnet.inference.form import (
-    PRECISIONS,
-    Forward,
-    PlannedForm,
-    inference_form,
-    openmp,
-)
-from gluon_resnet.inference.int8 import needs_quantizing
+from gluon_resnet.inference.form import Forward, PlannedForm, inference_form
 from gluon_resnet.models import model_spec
+from gluon_resnet.precision import PRECISIONS, needs_quantizing
 
 _WARM_UP = 3
 _EXPLAINED = 15  # runs
@@ -65,18 +60,19 @@ def benchmark(
     load_seconds = time.perf_counter() - started
     for _ in range(_WARM_UP):
         forward(images).wait_to_read()
-    times = []
-    while sum(times) < seconds:
-        started = time.perf_counter()
+    # Nothing but this between two batches, or the figures are those of something else.
+    stamps = [time.perf_counter()]
+    while stamps[-1] < stamps[0] + seconds:
         forward(images).wait_to_read()
-        times.append(time.perf_counter() - started)
+        stamps.append(time.perf_counter())
+    times = np.diff(stamps)
     p50, p95, p99 = np.percentile(times, [50, 95, 99]) * 1000
     return {
         "model": model_spec(name).name,
         "precision": precision,
         "batch_size": batch_size,
-        "threads": _threads(),
-        "images_per_second": batch_size * len(times) / sum(times),
+        "threads": openmp.max_threads(),
+        "images_per_second": batch_size * len(times) / times.sum(),
         "p50_ms": p50,
         "p95_ms": p95,
         "p99_ms": p99,
@@ -148,10 +144,6 @@ def _loaded(
     return forward, mx.nd.array(images), precision
 
 
-def _threads() -> int:
-    return openmp().omp_get_max_threads()
-
-
 def _command_line() -> list[str]:
     return [sys.executable, "-m", "gluon_resnet.benchmark", *sys.argv[1:]]
 
@@ -200,7 +192,7 @@ if __name__ == "__main__":
     add("--precision", choices=PRECISIONS, help="default: that of the weights, fp32")
     add("--batch-size", type=int, default=1, help="images that run together")
     add("--size", type=int, metavar="PIXELS", help="default: the model's own")
-    add("--threads", type=int, default=_threads(), help="cores to use")
+    add("--threads", type=int, default=openmp.max_threads(), help="cores to use")
     add("--seconds", type=float, default=5.0, help="how long to measure")
     add("--json", action="store_true", help="print one JSON object")
     add("--explain", action="store_true", help="print which kernels run instead")

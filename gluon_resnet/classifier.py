@@ -17,11 +17,12 @@ from gluon_resnet import bundled
 from gluon_resnet.device import context
 from gluon_resnet.errors import InputError
 from gluon_resnet.inference.form import Forward, check_precision, inference_form
-from gluon_resnet.inference.int8 import Int8Model, is_int8, load_int8, needs_quantizing
+from gluon_resnet.inference.int8 import Int8Model, is_int8, load_int8
 from gluon_resnet.models import extract_feat, model_spec
 from gluon_resnet.models.features import POOLED, Tap
 from gluon_resnet.models.resnet import empty_resnet
 from gluon_resnet.postprocess import load_class_names, postprocess
+from gluon_resnet.precision import needs_quantizing
 from gluon_resnet.preprocess import ImageSource, Protocol, preprocess
 from gluon_resnet.weights import (
     Checkpoint,

@@ -25,9 +25,9 @@ from gluon_resnet.device import device
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
 from gluon_resnet.inference.batch_memory import check_batch
-from gluon_resnet.inference.form import PRECISIONS
 from gluon_resnet.models import last_map
 from gluon_resnet.postprocess import postprocess
+from gluon_resnet.precision import PRECISIONS
 from gluon_resnet.preprocess import preprocess
 from gluon_resnet.weights import DEFAULT_WEIGHTS
 

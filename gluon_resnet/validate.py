@@ -18,7 +18,7 @@ from gluon_resnet.data.loader import validation_batches
 from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
-from gluon_resnet.inference.form import PRECISIONS
+from gluon_resnet.precision import PRECISIONS
 from gluon_resnet.predictions import (
     accuracy,
     confusion_matrix,

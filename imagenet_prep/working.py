@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +72,14 @@ def in_order(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def print_written(written: Sequence[Path], wanted: int, target: Path) -> None:
+    """Print the paths of record files, and tell where not all were to be written."""
+    for path in written:
+        print(path)
+    if len(written) < wanted:
+        print(f"{target} held the rest already", file=sys.stderr)
 
 
 @contextmanager

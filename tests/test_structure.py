@@ -10,6 +10,7 @@ PACKAGE = Path(gluon_resnet.__file__).parent
 # A room is a module or a folder of the package; it may import those before it.
 ROOMS = [
     "errors",
+    "precision",
     "nearest",
     "random_streams",
     "cpu",
@@ -19,6 +20,7 @@ ROOMS = [
     "command",
     "device",
     "graph",
+    "decoding",
     "preprocess",
     "image_files",
     "postprocess",
