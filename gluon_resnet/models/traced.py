@@ -36,7 +36,8 @@ def traced(net: HybridBlock) -> Graph:
     the epsilon of its norms: options that only training knows leave no trace. Its
     arrays are named as in files, `stem.conv1.weight`.
     """
-    graph = Graph.of(net(mx.sym.var(IMAGES)))
+    answer = net(mx.sym.var(IMAGES))
+    graph = Graph.of(mx.sym.Group(answer) if isinstance(answer, list) else answer)
     graph.replace(
         {Value(n): n.inputs[0] for n in graph.nodes if _acts_in_training_alone(n)}
     )
