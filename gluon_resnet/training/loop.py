@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from gluon_resnet.data.augment import one_hot
 from gluon_resnet.data.loader import Batch, Batches, Skip, refuse
+from gluon_resnet.device import Device, device
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import locked
 from gluon_resnet.models import set_drop_block
@@ -45,7 +46,7 @@ def train(
     *,
     out: Path,
     resume: bool = False,
-    contexts: Optional[Sequence[mx.Context]] = None,
+    contexts: Optional[Sequence[Device]] = None,
     workers: Optional[int] = None,
     checkpoint_minutes: float = 10,
     max_images: Optional[int] = None,
@@ -61,7 +62,8 @@ def train(
     resume: go on from the newest checkpoint in `out`, in the middle of an epoch, too;
         begin where there is none. The outcome is the same as without the break, bit for
         bit, on the same machine with the same versions and number of threads.
-    contexts: devices that share each batch; default `mx.cpu()`.
+    contexts: devices that share each batch, MXNet's own or names, as in ["gpu(0)"];
+        default the CPU.
     workers: threads that prepare images, by default one per core.
     checkpoint_minutes: time between checkpoints; one is written after each epoch, too.
     max_images: use the first so many of each file.
@@ -87,7 +89,7 @@ def train(
             val_rec,
             out=out,
             resume=resume,
-            contexts=list(contexts or [mx.cpu()]),
+            contexts=[device(each) for each in contexts or [None]],
             workers=workers,
             checkpoint_minutes=checkpoint_minutes,
             max_images=max_images,
