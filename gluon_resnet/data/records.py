@@ -9,6 +9,7 @@ and 3). What lies inside is mxnet.recordio's: `HEADER`, where it says so a list 
 labels (float32), and an encoded image.
 """
 
+import shlex
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class RecordFile:
                 f"{path} {fault}; a record file is a .rec with its .idx beside it: "
                 "give the path of the .rec"
             )
-        again = f"make it with python -m imagenet_prep.index {path}"
+        again = f"make it with python -m imagenet_prep.index {shlex.quote(str(path))}"
         if not index.is_file():
             raise InputError(f"{path} has no {index.name} beside it: {again}")
         size = path.stat().st_size
