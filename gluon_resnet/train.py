@@ -125,7 +125,6 @@ def main(arguments: argparse.Namespace) -> Optional[int]:
     from gluon_resnet.training.report import end_lines, start_lines
     from gluon_resnet.training.run import set_up
 
-    logging.basicConfig(format="%(message)s")
     logging.getLogger("gluon_resnet.training").setLevel(logging.INFO)
     if arguments.list_recipes:
         _list_recipes(RECIPES)

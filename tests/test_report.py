@@ -24,22 +24,24 @@ ENTRY = {
 
 def test_epoch_is_one_line():
     assert epoch_line(ENTRY, epochs=40) == (
-        "epoch 3/40: loss 0.512, validation 85.32/99.40 %, training 81.2/97.1 %, 1235 "
-        "images/s, 0:12:34 left"
+        "epoch 3/40: loss 0.512, val 85.32/99.40 %, train 81.2/97.1 %, 1235/s, "
+        "0:12:34 left"
     )
 
 
 def test_accuracy_of_blended_images_is_not_told():
     mixed = {k: v for k, v in ENTRY.items() if not k.startswith("train_")}
     assert epoch_line({**mixed, "damaged": 2}, epochs=40) == (
-        "epoch 3/40: loss 0.512, validation 85.32/99.40 %, 2 damaged images left out, "
-        "1235 images/s, 0:12:34 left"
+        "epoch 3/40: loss 0.512, val 85.32/99.40 %, 2 damaged images left out, "
+        "1235/s, 0:12:34 left"
     )
 
 
-def test_step_tells_the_time_left_first():
+def test_step_tells_the_most_important_first():
     entry = {**ENTRY, "learning_rate": 0.0987654}
-    assert step_text(entry) == "0:12:34 left, loss 0.512, 1235 images/s, rate 0.0988"
+    assert step_text(entry) == (
+        "loss 0.512, 0:12:34 to the end, 1235 images/s, rate 0.0988"
+    )
 
 
 @pytest.mark.parametrize(
