@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Optional
 
-from gluon_resnet.cpu import CPUS, cpu_flags, physical_cores
+from gluon_resnet.cpu import allowed_cpus, cpu_flags, physical_cores
 
 # What libmxnet.so of mxnet-cu112 links and NVIDIA's wheels ship, as paths below their
 # common folder. Each finds its own siblings through its RUNPATH.
@@ -187,7 +187,7 @@ class _Preparer:
 
 if sys.platform == "linux":
     # At once: the library reads its variables when it is loaded, by whomever.
-    set_up_openmp(os.environ, physical_cores(CPUS))
+    set_up_openmp(os.environ, physical_cores(allowed_cpus()))
 if "mxnet" in sys.modules:
     prepare()
 else:

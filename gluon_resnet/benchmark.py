@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from gluon_resnet import command
 from gluon_resnet.errors import InputError
-from gluon_resnet.precision import PRECISIONS
+from gluon_resnet.precision import PRECISIONS, needs_quantizing
 
 if TYPE_CHECKING:
     import mxnet as mx
@@ -52,6 +52,7 @@ def benchmark(
     # Not at the top: --help must not wait for MXNet.
     import numpy as np
 
+    from gluon_resnet.inference import openmp
     from gluon_resnet.models import model_spec
 
     if seconds <= 0:
@@ -62,18 +63,19 @@ def benchmark(
     load_seconds = time.perf_counter() - started
     for _ in range(_WARM_UP):
         forward(images).wait_to_read()
-    times = []
-    while sum(times) < seconds:
-        started = time.perf_counter()
+    # Nothing but this between two batches, or the figures are those of something else.
+    stamps = [time.perf_counter()]
+    while stamps[-1] < stamps[0] + seconds:
         forward(images).wait_to_read()
-        times.append(time.perf_counter() - started)
+        stamps.append(time.perf_counter())
+    times = np.diff(stamps)
     p50, p95, p99 = np.percentile(times, [50, 95, 99]) * 1000
     return {
         "model": model_spec(name).name,
         "precision": precision,
         "batch_size": batch_size,
-        "threads": _threads(),
-        "images_per_second": batch_size * len(times) / sum(times),
+        "threads": openmp.max_threads(),
+        "images_per_second": batch_size * len(times) / times.sum(),
         "p50_ms": p50,
         "p95_ms": p95,
         "p99_ms": p99,
@@ -135,7 +137,6 @@ def _loaded(
     from gluon_resnet.create import create_model
     from gluon_resnet.inference.batch_memory import check_batch
     from gluon_resnet.inference.form import inference_form
-    from gluon_resnet.inference.int8 import needs_quantizing
     from gluon_resnet.models import model_spec
 
     spec = model_spec(name)
@@ -155,12 +156,6 @@ def _loaded(
     shape = (batch_size, 3, size, size)
     images = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
     return forward, mx.nd.array(images), precision
-
-
-def _threads() -> int:
-    from gluon_resnet.inference.form import openmp
-
-    return openmp().omp_get_max_threads()
 
 
 def _use_threads(threads: int) -> None:

@@ -2,6 +2,8 @@
 """A network with all that its answers need: weights, pixels and class names."""
 
 import logging
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +17,21 @@ from gluon_resnet import bundled
 from gluon_resnet.device import Device, device
 from gluon_resnet.errors import InputError
 from gluon_resnet.inference.form import Forward, check_precision, inference_form
-from gluon_resnet.inference.int8 import Int8Model, is_int8, load_int8, needs_quantizing
-from gluon_resnet.models import model_spec
+from gluon_resnet.inference.int8 import Int8Model, is_int8, load_int8
+from gluon_resnet.models import extract_feat, model_spec
+from gluon_resnet.models.features import POOLED, Tap
 from gluon_resnet.models.resnet import empty_resnet
 from gluon_resnet.postprocess import load_class_names, postprocess
+from gluon_resnet.precision import needs_quantizing
 from gluon_resnet.preprocess import ImageSource, Protocol, preprocess
-from gluon_resnet.weights import checkpoint, classes_of, fetch, load_weights
+from gluon_resnet.weights import (
+    Checkpoint,
+    checkpoint,
+    classes_of,
+    fetch,
+    load_weights,
+    published_file,
+)
 from gluon_resnet.weights.card import Card, card_path, check_model, read_card
 
 log = logging.getLogger(__name__)
@@ -42,9 +53,26 @@ class Classifier:
     ctx: mx.Context
     precision: str = "fp32"
 
-    def __call__(self, images: np.ndarray) -> mx.nd.NDArray:
+    def __call__(self, images: Union[np.ndarray, mx.nd.NDArray]) -> mx.nd.NDArray:
         """Return the logits on the network's device."""
         return self.forward(self.to_device(images))
+
+    def extract_feat(
+        self,
+        images: Union[np.ndarray, mx.nd.NDArray],
+        stages: Sequence[Tap] = (POOLED,),
+    ) -> tuple[mx.nd.NDArray, ...]:
+        """Return feature maps of prepared images: see `gluon_resnet.extract_feat`.
+
+        The default is OpenMMLab's: a tuple of the vector (N, C) that the classifier
+        sees. Raises InputError for an int8 model, too.
+        """
+        if isinstance(self.net, Int8Model):
+            raise InputError(
+                f"{self.name} in int8 has no layers to look into; give the weights "
+                "that it was made from"
+            )
+        return extract_feat(self.net, images, stages)
 
     @cached_property
     def forward(self) -> Forward:
@@ -53,8 +81,10 @@ class Classifier:
             return self.net.form()
         return inference_form(self.net, precision=self.precision)
 
-    def to_device(self, images: np.ndarray) -> mx.nd.NDArray:
+    def to_device(self, images: Union[np.ndarray, mx.nd.NDArray]) -> mx.nd.NDArray:
         """Copy prepared images to the network's device."""
+        if isinstance(images, mx.nd.NDArray):
+            return images.as_in_context(self.ctx)
         return mx.nd.array(images, ctx=self.ctx)
 
 
@@ -69,11 +99,13 @@ def init_model(
     """Return a model that is ready to classify; to train one see `create_model`.
 
     name: a model or an alias, or MODEL.TAG for one of its published weights
-    (`list_weights`). Without a tag the model's default weights are taken.
-    weights: a file of the user's own instead, in any format that `load_weights` reads;
+    (`list_weights`), also as the path of OpenMMLab's configuration. Without a tag the
+    model's default weights are taken.
+    weights: a URL of a published file, which is fetched as by its name; or a file of
+    the user's own, in any format that `load_weights` reads;
     its classifier decides the number of classes, and its card (`card.Card`), if it has
     one, the pixels and the class names; without a card the pixels are those of the
-    model's default weights.
+    weights that `name` stands for.
     ctx: the device, MXNet's own or named as in "gpu(0)"; default the CPU.
     precision: "fp32", "bf16" or "int8"; default that of the weights. int8 takes a file
     of `gluon_resnet.quantize` as weights.
@@ -83,6 +115,10 @@ def init_model(
     weights' or that this machine cannot run.
     """
     ctx = device(ctx)
+    # A Path makes one slash of two.
+    if is_url := re.match("(https?):/+(.+)", str(weights)):
+        row = _published("{}://{}".format(*is_url.groups()), name)
+        name, weights = row.name, None
     if weights is not None and is_int8(weights):
         return _int8_model(model_spec(name).name, Path(weights), ctx, precision)
     precision = precision or "fp32"
@@ -93,14 +129,12 @@ def init_model(
         row = checkpoint(name)
         path, name = fetch(row, accept_licence=accept_licence), row.name
         num_classes = row.num_classes
-        card = Card(row.model, row.protocol, _DATA_SETS.get(num_classes))
+        card = Card(row.model, row.protocol, row.data_set)
     else:
-        is_bundled = weights is None
-        path = bundled.weights() if is_bundled else Path(weights)
-        model = bundled.MODEL if is_bundled else model_spec(name).name
-        name = bundled.NAME if is_bundled else model
+        path = bundled.weights() if weights is None else Path(weights)
         num_classes = classes_of(path)
-        card = _card(model, path, num_classes)
+        card = _card(name, path, num_classes)
+        name = bundled.NAME if weights is None else card.model
     net = empty_resnet(model_spec(card.model), num_classes=num_classes, ctx=ctx)
     load_weights(net, path)
     class_names = _class_names(card.data_set, num_classes)
@@ -139,14 +173,30 @@ def _int8_model(
     net = load_int8(weights)
     card = net.card
     check_model(card.model, model, weights)
-    return Classifier(model, net, card.protocol, card.class_names, ctx, "int8")
+    return Classifier(model, net, card.protocol, tuple(card.class_names), ctx, "int8")
 
 
-def _card(model: str, weights: Path, num_classes: int) -> Card:
-    """Return the card of a user's file, or what its model's published weights have."""
-    card = read_card(weights)
+def _published(url: str, name: str) -> Checkpoint:
+    """Return the row of a published file, which is of the network `name`."""
+    row = published_file(url)
+    if row is None:
+        raise InputError(
+            f"{url} is in no table of weights: download it and give the file's path"
+        )
+    if row.model != model_spec(name).name:
+        raise InputError(
+            f"{url} is {row.name}, not weights of {name}: give a name and a file of "
+            "the same network"
+        )
+    log.info("%s is %s: its pixels and its classes are taken", url, row.name)
+    return row
+
+
+def _card(name: str, weights: Path, num_classes: int) -> Card:
+    """Return the card of a user's file, or what the weights of this name have."""
+    card, model = read_card(weights), model_spec(name).name
     if card is None:
-        row = checkpoint(model)
+        row = checkpoint(name)
         if num_classes != row.num_classes:
             log.warning(
                 "%s has no card %s: its images are prepared as those of %s",

@@ -3,24 +3,45 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-CPUS = os.sched_getaffinity(0) if sys.platform == "linux" else set()
-"""Those that this process may use. OpenMP may bind a thread to one of them later."""
+_TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
-def physical_cores(
-    cpus: set[int], topology: Path = Path("/sys/devices/system/cpu")
-) -> int:
-    """Return how many cores `cpus` are: Linux counts one of two threads twice."""
-    cores = set()
-    for cpu in cpus:
+def allowed_cpus() -> set[int]:
+    """Return those that the calling thread may use now; none where Linux is not."""
+    return os.sched_getaffinity(0) if sys.platform == "linux" else set()
+
+
+def cores_of(cpus: Iterable[int], topology: Path = _TOPOLOGY) -> list[list[int]]:
+    """Return `cpus` by physical core: Linux counts one of two threads twice."""
+    cores: dict[object, list[int]] = {}
+    for cpu in sorted(cpus):
         siblings = topology / f"cpu{cpu}" / "topology" / "thread_siblings_list"
         try:
-            cores.add(siblings.read_text())
+            core: object = siblings.read_text()
         except OSError:
-            cores.add(cpu)
-    return len(cores)
+            core = cpu
+        cores.setdefault(core, []).append(cpu)
+    return list(cores.values())
+
+
+def physical_cores(cpus: Iterable[int], topology: Path = _TOPOLOGY) -> int:
+    """Return how many cores `cpus` are."""
+    return len(cores_of(cpus, topology))
+
+
+def places(
+    cpus: Iterable[int], count: int, topology: Path = _TOPOLOGY
+) -> list[list[int]]:
+    """Divide `cpus`, of which there is one at least, among `count` threads.
+
+    Each gets whole cores of its own; threads beyond the cores share them in turn.
+    """
+    cores = cores_of(cpus, topology)
+    groups = [cores[n::count] or [cores[n % len(cores)]] for n in range(count)]
+    return [[cpu for core in group for cpu in core] for group in groups]
 
 
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
@@ -32,3 +53,8 @@ def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
     return next(
         (set(line.split()) for line in lines if line.startswith("flags")), set()
     )
+
+
+def has_vnni() -> bool:
+    """Return whether Linux tells of the instructions that int8 owes its speed to."""
+    return not cpu_flags().isdisjoint({"avx512_vnni", "avx_vnni"})

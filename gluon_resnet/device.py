@@ -14,29 +14,26 @@ if TYPE_CHECKING:
 Device = Union[str, "mx.Context", None]
 """A name as in `device`, MXNet's own, or None for the CPU."""
 
-_NAME = re.compile(r"(cpu|gpu)(?:\((\d{1,3})\))?")
+_NAME = re.compile(r"(cpu|gpu|cuda)(?:\((\d{1,3})\)|:(\d{1,3}))?")
 
 
 def device(name: Device) -> mx.Context:
     """Return the device that "cpu", "gpu" or "gpu(1)" names; None is the CPU.
 
-    What is MXNet's own already is returned as it is. Raises InputError for another name
-    and for a GPU that is not there.
+    "cuda:1" is what PyTorch calls gpu(1). What is MXNet's own already is returned as it
+    is. Raises InputError for another name and for a GPU that is not there.
     """
     import mxnet as mx
 
     if name is None:
         return mx.cpu()
-    if not isinstance(name, mx.Context):
-        kind, index = _parsed(name)
-        name = mx.Context(kind, index)
-    count = mx.context.num_gpus() if name.device_type == "gpu" else 0
-    if name.device_type == "gpu" and name.device_id >= count:
+    found = name if isinstance(name, mx.Context) else mx.Context(*_parsed(name))
+    if found.device_type == "gpu" and found.device_id >= mx.context.num_gpus():
         raise InputError(
-            f"{name} is not there: MXNet sees {count} GPUs; use cpu, or install "
-            "requirements-cu112.txt on a machine with one"
+            f"{found} is not there: MXNet sees {mx.context.num_gpus()} GPUs; use cpu, "
+            "or install requirements-cu112.txt on a machine with one"
         )
-    return name
+    return found
 
 
 def device_name(name: str) -> str:
@@ -49,10 +46,11 @@ def device_name(name: str) -> str:
     return name
 
 
-def _parsed(name: str) -> tuple[str, int]:
+def _parsed(name: object) -> tuple[str, int]:
     match: re.Match | None = None
     if isinstance(name, str):
         match = _NAME.fullmatch(name.strip().lower())
     if match is None:
         raise InputError(f"{name!r} is no device; use cpu, gpu(0), gpu(1), ...")
-    return match[1], int(match[2] or 0)
+    kind, *index = match.groups(default="")
+    return kind.replace("cuda", "gpu"), int("".join(index) or 0)

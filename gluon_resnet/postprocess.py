@@ -28,10 +28,22 @@ def load_class_names(dataset: str = "imagenet") -> tuple[str, ...]:
     known = sorted(path.stem for path in _CLASSES_DIR.glob("*.txt"))
     if dataset not in known:
         raise InputError(f"data set {dataset!r} is unknown; use {' or '.join(known)}")
-    lines = (_CLASSES_DIR / f"{dataset}.txt").read_text(encoding="utf-8").splitlines()
-    if dataset.startswith("imagenet"):  # "n01440764 tench, Tinca tinca"
-        lines = [line.partition(" ")[2].partition(",")[0] for line in lines]
-    return tuple(lines)
+    if dataset.startswith("imagenet"):
+        return tuple(names.partition(",")[0] for _, names in synsets(dataset))
+    return tuple(_lines(dataset))
+
+
+def synsets(dataset: str) -> list[tuple[str, str]]:
+    """Return WordNet ID and names of the classes of an ImageNet, in label order.
+
+    A synset's names stand in one text: ("n01440764", "tench, Tinca tinca").
+    """
+    lines = (line.partition(" ") for line in _lines(dataset))
+    return [(wnid, names) for wnid, _, names in lines]
+
+
+def _lines(dataset: str) -> list[str]:
+    return (_CLASSES_DIR / f"{dataset}.txt").read_text(encoding="utf-8").splitlines()
 
 
 def postprocess(

@@ -130,7 +130,7 @@ def progress(
     """
     if total is None and hasattr(items, "__len__"):
         total = done + len(items)  # type: ignore[arg-type]
-    options = {
+    options: dict[str, Any] = {
         "desc": _shortened(what),
         "total": total,
         "initial": done,
@@ -139,7 +139,7 @@ def progress(
     }
     place = _place()
     if place == "lines":
-        return Lines(items, **options)  # type: ignore[arg-type]
+        return Lines(items, **options)
     if place == "notebook":
         from tqdm.auto import tqdm as notebook_bar
 

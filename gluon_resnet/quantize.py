@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +18,13 @@ from gluon_resnet.model_options import add_model_options, load_model
 
 if TYPE_CHECKING:
     import mxnet as mx
+    from mxnet.gluon import HybridBlock
 
     from gluon_resnet.classifier import Classifier
     from gluon_resnet.data.loader import Batches
     from gluon_resnet.inference.int8 import Int8Model
 
 CALIBRATIONS = ("naive", "entropy")
-_ANY_LABEL = 2**20  # calibration has no use for labels
 _BATCH_SIZE = 8  # all layers' outputs are in memory at once
 
 
@@ -45,13 +45,13 @@ def quantize(
     Migacz, "8-bit Inference with TensorRT", GTC 2017).
     exclude: names or patterns (`stem.conv1`, `stage4.*`) of further layers that stay
     fp32; a layer's name is that of its parameters without the last part.
-    Raises InputError for an option out of range, a pattern without a layer, a record
-    that cannot be read, and weights or outputs that are not finite.
+    Raises InputError for a model that is int8 already or has a layer without a kernel,
+    for an option out of range, a pattern without a layer, a record that cannot be read,
+    and weights or outputs that are not finite.
     """
     # Not at the top: --help must not wait for MXNet.
-    import mxnet as mx
-
     from gluon_resnet.inference.calibration import calibrated
+    from gluon_resnet.inference.coverage import missing_kernel
     from gluon_resnet.inference.int8 import Int8Card, Int8Model, packed
     from gluon_resnet.inference.rewrites import inference_graph
     from gluon_resnet.progress import progress
@@ -60,54 +60,65 @@ def quantize(
         raise InputError(
             f"calibration {calibration!r} is unknown; use {' or '.join(CALIBRATIONS)}"
         )
-    _check_finite(model)
-    excluded = _excluded(model, exclude)
+    net = model.net
+    if isinstance(net, Int8Model):
+        raise InputError(
+            f"the weights of {model.name} are int8 already; give those that they were "
+            "made from"
+        )
+    _check_finite(net, model.name)
+    excluded = _excluded(net, exclude)
+    graph, arrays = inference_graph(net)
+    missing = missing_kernel(graph, net)
+    if missing:
+        raise InputError(
+            f"int8 has no kernel for {missing} of {model.name}; use precision fp32, or "
+            "a net with BatchNorm"
+        )
     batches = _calibration_batches(model, rec, images)
     title = f"calibrating {model.name}"
     # MXNet's passes announce themselves on standard error unless told not to.
     os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
-    graph, arrays = inference_graph(model.net)
     fused = graph.symbol().get_backend_symbol("MKLDNN_QUANTIZE")
     quantized, arrays = calibrated(
         fused,
-        {name: mx.nd.array(array) for name, array in arrays.items()},
-        _fp32_nodes(fused, model, excluded),
+        arrays,
+        _fp32_nodes(fused, net, excluded),
         lambda: (batch for batch, _ in progress(title, batches, unit="batches")),
         calibration,
     )
     card = Int8Card(
-        model=model.net.spec.name,
+        model=net.spec.name,
         protocol=model.protocol,
         class_names=model.class_names,
         calibration=calibration,
         images=sum(map(len, batches.positions)),
         excluded=excluded,
     )
-    arrays = {name: array.asnumpy() for name, array in arrays.items()}
     return Int8Model(quantized, packed(quantized, arrays), card)
 
 
-def _check_finite(model: Classifier) -> None:
+def _check_finite(net: HybridBlock, model: str) -> None:
     import numpy as np
 
-    for name, parameter in model.net._collect_params_with_prefix().items():
+    for name, parameter in net._collect_params_with_prefix().items():
         if not np.isfinite(parameter.data().asnumpy()).all():
             raise InputError(
-                f"{name} of {model.name} holds NaN or infinity: it is damaged or its "
+                f"{name} of {model} holds NaN or infinity: it is damaged or its "
                 "training diverged; give other weights"
             )
 
 
-def _excluded(model: Classifier, exclude: Sequence[str]) -> dict[str, str]:
+def _excluded(net: HybridBlock, exclude: Sequence[str]) -> dict[str, str]:
     """Return the layers that stay fp32, in the net's order, with their reasons."""
     from gluon_resnet.inference.rewrites import FP32_LAYERS
     from gluon_resnet.models.traced import layer_names
 
-    layers = dict.fromkeys(layer_names(model.net).values())
+    layers = dict.fromkeys(layer_names(net).values())
     for pattern in exclude:
         if not any(fnmatch(layer, pattern) for layer in layers):
             raise InputError(
-                f"no layer of {model.net.spec.name} is named {pattern}; its layers are "
+                f"no layer of {net.spec.name} is named {pattern}; its layers are "
                 f"named as {', '.join([*layers][:3])}, ..., {[*layers][-1]}"
             )
     reasons = FP32_LAYERS | dict.fromkeys(exclude, "excluded by the user")
@@ -125,7 +136,7 @@ def _calibration_batches(model: Classifier, rec: Path, images: int) -> Batches:
 
     if images < 1:
         raise InputError(f"images is {images}; calibration needs at least 1")
-    records = RecordFile.open(rec, num_classes=_ANY_LABEL)
+    records = RecordFile.open(rec, num_classes=None)
     keys = permutation(list(records.offsets), seed=0, epoch=0)[:images].tolist()
     return validation_batches(
         keys, records.read, batch_size=_BATCH_SIZE, protocol=model.protocol
@@ -133,7 +144,7 @@ def _calibration_batches(model: Classifier, rec: Path, images: int) -> Batches:
 
 
 def _fp32_nodes(
-    fused: mx.sym.Symbol, model: Classifier, excluded: Iterable[str]
+    fused: mx.sym.Symbol, net: HybridBlock, excluded: Mapping[str, str]
 ) -> list[str]:
     """Return the names of the operators that do not become int8.
 
@@ -144,11 +155,11 @@ def _fp32_nodes(
     from gluon_resnet.models.traced import layer_names
 
     graph = Graph.of(fused)
-    layers = layer_names(model.net)
+    layers = layer_names(net)
     fp32 = split_attention.poolings(graph)
     for node in graph.nodes:
         arrays = (split_attention.whole(value.node.name) for value in node.inputs)
-        if any(layers.get(array) in excluded for array in arrays):
+        if any(layers.get(array, "") in excluded for array in arrays):
             fp32.append(node)
     return [node.name for node in fp32]
 

@@ -11,7 +11,6 @@ A killed run is gone on with by the same command.
 
 import argparse
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional
@@ -29,7 +28,7 @@ from imagenet_prep.archives import (
 from imagenet_prep.encoding import Encoding, add_options, encoding_of
 from imagenet_prep.folder import write_classes, write_folder_records
 from imagenet_prep.record_writer import Row, write_listing
-from imagenet_prep.working import progress, working_in
+from imagenet_prep.working import print_written, progress, working_in
 
 NAME = "CUB_200_2011"
 MD5 = "97eceeb196236b17998738112f37df78"
@@ -80,10 +79,10 @@ def read_splits(folder: Path) -> tuple[list[str], dict[str, list[Row]]]:
     """Names of the classes, and the rows of each split: key, label, CLASS/FILE."""
     images, labels, in_train, classes = (read_table(folder / name) for name in TABLES)
     label_of_class = {str(key): label for label, key in enumerate(sorted(classes))}
-    rows = {"train": [], "val": []}
+    rows: dict[str, list[Row]] = {"train": [], "val": []}
     for number, name in sorted(images.items()):
-        label = label_of_class.get(labels.get(number))
-        split = {"1": "train", "0": "val"}.get(in_train.get(number))
+        label = label_of_class.get(labels.get(number, ""))
+        split = {"1": "train", "0": "val"}.get(in_train.get(number, ""))
         if label is None or split is None or not re.fullmatch(_IMAGE, name):
             raise InputError(
                 f"{folder}: image {number} {name!r} has no name, class or split that "
@@ -156,10 +155,7 @@ def main(arguments: argparse.Namespace) -> None:
         encoding=encoding_of(arguments),
         workers=arguments.workers,
     )
-    for path in written:
-        print(path)
-    if len(written) < len(COUNTS):
-        print(f"{arguments.target} held the rest already", file=sys.stderr)
+    print_written(written, len(COUNTS), arguments.target)
 
 
 def _check_counts(folder: Path, counts: Mapping[str, int]) -> None:

@@ -14,7 +14,6 @@ import gzip
 import hashlib
 import math
 import struct
-import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from gluon_resnet import command
 from gluon_resnet.errors import InputError
 from imagenet_prep.encoding import encode_png
 from imagenet_prep.record_writer import write_listing, write_records
-from imagenet_prep.working import working_in
+from imagenet_prep.working import print_written, working_in
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 SPLITS = {"train": "train", "val": "t10k"}
@@ -177,10 +176,7 @@ def parser() -> command.Parser:
 def main(arguments: argparse.Namespace) -> None:
     """Print the paths of the record files written."""
     written = convert(arguments.source, arguments.target)
-    for path in written:
-        print(path)
-    if len(written) < len(SPLITS):
-        print(f"{arguments.target} held the rest already", file=sys.stderr)
+    print_written(written, len(SPLITS), arguments.target)
 
 
 if __name__ == "__main__":

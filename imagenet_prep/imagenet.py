@@ -16,7 +16,6 @@ may be removed once the records are written.
 import argparse
 import os
 import re
-import sys
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +25,14 @@ from typing import Optional
 
 import numpy as np
 
-import gluon_resnet
 from gluon_resnet import command
 from gluon_resnet.errors import InputError
 from gluon_resnet.in_order import in_order
+from gluon_resnet.postprocess import synsets
 from imagenet_prep.archives import (
     begin,
     check_sum,
+    content_of,
     extract,
     finish,
     is_finished,
@@ -42,7 +42,7 @@ from imagenet_prep.archives import (
 from imagenet_prep.encoding import Encoding, add_options, encoding_of
 from imagenet_prep.folder import class_folders, image_rows, write_folder_records
 from imagenet_prep.record_writer import write_listing
-from imagenet_prep.working import progress, working_in
+from imagenet_prep.working import print_written, progress, working_in
 
 TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 VAL_ARCHIVE = "ILSVRC2012_img_val.tar"
@@ -70,9 +70,7 @@ class DataSet:
 
 def ilsvrc2012() -> DataSet:
     """The data set of the paper (Russakovsky et al., arXiv 1409.0575)."""
-    classes = Path(gluon_resnet.__file__).parent / "classes" / "imagenet.txt"
-    lines = classes.read_text(encoding="utf-8").splitlines()
-    wnids = [line.partition(" ")[0] for line in lines]
+    wnids = [wnid for wnid, _ in synsets("imagenet")]
     return DataSet(wnids, {"train": 1_281_167, "val": 50_000}, CHECKSUMS)
 
 
@@ -106,7 +104,8 @@ def extract_train(
         (folder / wnid).mkdir(exist_ok=True)
         count = 0
         with open_archive(archive, name=archive) as outer:
-            with open_archive(outer.extractfile(member), name=name) as inner:
+            content = content_of(outer, member)
+            with content, open_archive(content, name=name) as inner:
                 for image in regular_files(inner, name=name):
                     _check_name(image, rf"{wnid}_\d+\.JPEG", name)
                     extract(inner, image, folder / wnid / image.name)
@@ -160,7 +159,8 @@ def read_devkit(devkit: Path, dataset: DataSet) -> list[str]:
         for member in regular_files(kit, name=devkit):
             if member.name in {f"{root}/{name}" for name in wanted}:
                 name = member.name[len(root) + 1 :]
-                contents[name] = kit.extractfile(member).read()
+                with content_of(kit, member) as content:
+                    contents[name] = content.read()
     for name in wanted:
         if name not in contents:
             raise InputError(f"{devkit} lacks {root}/{name}: fetch it again")
@@ -246,10 +246,7 @@ def main(arguments: argparse.Namespace) -> None:
         encoding=encoding_of(arguments),
         workers=arguments.workers,
     )
-    for path in written:
-        print(path)
-    if len(written) < len(arguments.splits):
-        print(f"{arguments.target} held the rest already", file=sys.stderr)
+    print_written(written, len(arguments.splits), arguments.target)
 
 
 def _extract(

@@ -3,7 +3,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,14 @@ def working_in(target: Path) -> Iterator[None]:
                 f"{target} cannot hold more ({error.strerror}): make room and give the "
                 "same command again, it goes on from there"
             ) from error
+
+
+def print_written(written: Sequence[Path], wanted: int, target: Path) -> None:
+    """Print the paths of record files, and tell where not all were to be written."""
+    for path in written:
+        print(path)
+    if len(written) < wanted:
+        print(f"{target} held the rest already", file=sys.stderr)
 
 
 @contextmanager

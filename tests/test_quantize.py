@@ -18,8 +18,9 @@ from gluon_resnet.data.loader import validation_batches
 from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
 from gluon_resnet.graph import Graph
-from gluon_resnet.inference.int8 import is_int8, load_int8, needs_quantizing, save_int8
+from gluon_resnet.inference.int8 import is_int8, load_int8, save_int8
 from gluon_resnet.inference.rewrites import inference_graph
+from gluon_resnet.precision import needs_quantizing
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.quantize import quantize
 
@@ -301,14 +302,25 @@ def test_options_out_of_range_are_refused(model, options, message):
     assert str(error.value) == message
 
 
+def test_model_that_is_int8_already_is_refused(quantized):
+    card = quantized.card
+    model = Classifier(
+        card.model, quantized, card.protocol, card.class_names, mx.cpu(), "int8"
+    )
+    with pytest.raises(InputError) as error:
+        quantize(model, bundled.TRAIN_REC)
+    assert str(error.value) == (
+        "the weights of cifar_resnet20_v1 are int8 already; give those that they were "
+        "made from"
+    )
+
+
 def test_record_file_without_images_is_refused(model, tmp_path):
     (tmp_path / "empty.rec").touch()
     (tmp_path / "empty.idx").touch()
     with pytest.raises(InputError) as error:
         quantize(model, tmp_path / "empty.rec")
-    assert str(error.value) == (
-        f"{tmp_path / 'empty.idx'} lists no record: write the index again"
-    )
+    assert str(error.value) == f"{tmp_path / 'empty.rec'} is empty: write it again"
 
 
 def test_labels_of_the_calibration_do_not_matter():

@@ -321,7 +321,7 @@ def test_label_that_is_no_class_is_refused(tmp_path):
     rec = write_toy(tmp_path / "toy", np.array([0, 2]))
     assert error_of(train, TOY, rec, rec, out=tmp_path / "out") == (
         f"{rec}, record 1 at offset {RecordFile.open(rec, num_classes=3).offsets[1]}: "
-        "its label 2.0 is none of 2 classes; write the file again"
+        "its label 2 is none of 2 classes; give images with labels from 0 to 1"
     )
 
 
@@ -331,7 +331,7 @@ def test_file_without_images_is_refused(rec, tmp_path):
     empty.with_suffix(".idx").touch()
     for files in ((empty, rec), (rec, empty)):
         assert error_of(train, TOY, *files, out=tmp_path / "out") == (
-            f"{empty.with_suffix('.idx')} lists no record: write the index again"
+            f"{empty} is empty: write it again"
         )
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inference on the CPU: a network's graph, rewritten, planned and run by oneDNN.
 
-form.py is the way in. fold.py and rewrites.py change the graph, steps.py joins its
-operators, operators.py and plan.py make them kernels of onednn.py with their memory.
+form.py is the way in, and workers.py the threads that it runs on. fold.py, rewrites.py
+and split_attention.py change the graph, steps.py joins its operators, operators.py and
+plan.py make them kernels of onednn.py with their memory and weights (packing.py).
 int8.py is a model of calibrated ranges (calibration.py) and its file.
 """

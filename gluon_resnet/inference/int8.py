@@ -18,12 +18,11 @@ from typing import Union
 import mxnet as mx
 import numpy as np
 
-from gluon_resnet._before_mxnet import cpu_flags
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
 from gluon_resnet.graph import Graph
 from gluon_resnet.inference.form import Forward, PlannedForm
-from gluon_resnet.inference.plan import SCALE
+from gluon_resnet.inference.packing import SCALE
 from gluon_resnet.models import ModelSpec, model_spec
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.weights import read_tensors
@@ -141,23 +140,7 @@ def load_int8(path: Union[str, Path]) -> Int8Model:
             f"{path} is no int8 model or a damaged one ({reason[0]}); write it again "
             "with `python -m gluon_resnet.quantize`"
         ) from error
-    if not has_vnni():
-        log.info("no VNNI seen: int8 runs, but without its speed")
     return Int8Model(symbol, arrays, card)
-
-
-def needs_quantizing(model: str) -> str:
-    """Say what is missing where int8 is asked for without an int8 file."""
-    return (
-        f"precision int8 needs a quantized file of {model}; write one with `python -m "
-        f"gluon_resnet.quantize --model {model} --rec IMAGES.rec {model}.int8` and "
-        "give it as --weights"
-    )
-
-
-def has_vnni() -> bool:
-    """Return whether Linux tells of the instructions that int8 owes its speed to."""
-    return not cpu_flags().isdisjoint({"avx512_vnni", "avx_vnni"})
 
 
 def _names(symbol: mx.sym.Symbol) -> set[str]:

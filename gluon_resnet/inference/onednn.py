@@ -10,17 +10,44 @@ import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
 from ctypes import byref, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
+from enum import IntEnum
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, files
-from typing import NamedTuple, Optional
+from pathlib import Path
+from typing import NamedTuple, NoReturn, Optional, Union
 
 import numpy as np
 
-# Data types.
-BF16, F32, S8, U8 = 2, 3, 5, 6
-SIZES = {BF16: 2, F32: 4, S8: 1, U8: 1}
-# Layouts: as the kernel likes it best, vector, matrix, NCHW, GNCHW, NHWC.
-ANY, A, AB, ABCD, ABCDE, ACDB = 1, 2, 3, 5, 6, 22
+
+class DType(IntEnum):
+    """A data type, of oneDNN's dnnl_data_type_t."""
+
+    BF16 = 2
+    F32 = 3
+    S8 = 5
+    U8 = 6
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of an element."""
+        return {DType.BF16: 2, DType.F32: 4}.get(self, 1)
+
+
+class Layout(IntEnum):
+    """The order of a tensor's dimensions in memory, of oneDNN's dnnl_format_tag_t."""
+
+    ANY = 1
+    """As the kernel likes it best."""
+    A = 2
+    AB = 3
+    ABCD = 5
+    """NCHW; of weights OIHW."""
+    ABCDE = 6
+    """Of weights in G groups, GOIHW."""
+    ACDB = 22
+    """NHWC."""
+
+
 # Arguments of a kernel.
 SRC, SRC_1, DST, WEIGHTS, BIAS = 1, 2, 17, 33, 41
 SCRATCHPAD = 80
@@ -45,25 +72,58 @@ _INSTRUCTIONS = {
     0x7: "AVX2",
     0x0: "SSE4.1",
 }
-_STATUS = {1: "out of memory", 2: "invalid arguments", 3: "not implemented"}
+_OUT_OF_MEMORY = 1
+_STATUS = {
+    _OUT_OF_MEMORY: "out of memory",
+    2: "invalid arguments",
+    3: "not implemented",
+    4: "no more implementations",
+    5: "runtime error",
+    6: "not required",
+}
 
 
 class _Argument(ctypes.Structure):
     _fields_ = [("index", c_int), ("memory", c_void_p)]
 
 
-class PostOp(NamedTuple):
-    """What a kernel does with its result before it stores it, one after the other."""
+class Eltwise(NamedTuple):
+    """A post-op: map each element of the result by a function."""
 
-    kind: str
-    """"eltwise", "sum" (add what is in the destination) or "binary"."""
-    algorithm: int = 0
+    algorithm: int
     alpha: float = 0.0
-    """Of eltwise; the factor of sum."""
-    other: Optional["Descriptor"] = None
-    """The other operand of binary."""
-    dtype: int = 0
-    """Of what is in the destination, for sum."""
+
+    def append_to(self, chain: "_Object") -> None:
+        """Let it follow the post-ops in `chain`."""
+        numbers = (self.algorithm, c_float(self.alpha), c_float(0))
+        _call("post_ops_append_eltwise", chain.handle, *numbers)
+
+
+class Sum(NamedTuple):
+    """A post-op: add what is in the destination, of `dtype`, times `scale`."""
+
+    scale: float
+    dtype: DType
+
+    def append_to(self, chain: "_Object") -> None:
+        """Let it follow the post-ops in `chain`."""
+        _call("post_ops_append_sum", chain.handle, c_float(self.scale), 0, self.dtype)
+
+
+class Binary(NamedTuple):
+    """A post-op: combine the result with another operand, see `operand_of`."""
+
+    algorithm: int
+    other: "Descriptor"
+
+    def append_to(self, chain: "_Object") -> None:
+        """Let it follow the post-ops in `chain`."""
+        operand = (self.algorithm, self.other.handle)
+        _call("post_ops_append_binary", chain.handle, *operand)
+
+
+PostOp = Union[Eltwise, Sum, Binary]
+"""What a kernel does with its result before it stores it."""
 
 
 def library_path() -> Optional[str]:
@@ -72,7 +132,7 @@ def library_path() -> Optional[str]:
         found = files("onednn-cpu-gomp") or ()
     except PackageNotFoundError:
         return None
-    paths = (path.locate() for path in found if path.name == "libdnnl.so.3")
+    paths = (Path(path.locate()) for path in found if path.name == "libdnnl.so.3")
     return next((str(path.resolve()) for path in paths if path.exists()), None)
 
 
@@ -88,7 +148,7 @@ def is_available() -> bool:
 @cache
 def computes_bf16() -> bool:
     """Return whether the processor has instructions to compute bfloat16 with."""
-    pixels, weights = (Descriptor((16, 16, 1, 1), BF16) for _ in range(2))
+    pixels, weights = (Descriptor((16, 16, 1, 1), DType.BF16) for _ in range(2))
     try:
         convolution(pixels, weights, None, pixels, stride=(1, 1), padding=(0, 0))
     except RuntimeError:
@@ -120,12 +180,16 @@ def library() -> ctypes.CDLL:
 
 
 def _call(name: str, *arguments: object) -> None:
-    """Call a function that returns a status; raise RuntimeError where it fails."""
-    status = getattr(library(), f"dnnl_{name}")(*arguments)
-    if status == 1:
-        raise MemoryError(f"oneDNN has no memory for {name}")
-    if status:
-        raise RuntimeError(f"oneDNN: {name}: {_STATUS.get(status, status)}")
+    """Call a function that returns a status; see `_fail` where it is a failure."""
+    if status := getattr(library(), f"dnnl_{name}")(*arguments):
+        _fail(status, name)
+
+
+def _fail(status: int, what: str) -> NoReturn:
+    """Raise MemoryError where oneDNN has no memory for `what`, else RuntimeError."""
+    words = _STATUS.get(status, f"status {status}")
+    error = MemoryError if status == _OUT_OF_MEMORY else RuntimeError
+    raise error(f"oneDNN: {what}: {words}")
 
 
 class _Object:
@@ -136,7 +200,7 @@ class _Object:
         _call(constructor, byref(self.handle), *arguments)
         destroy = getattr(library(), f"dnnl_{kind}_destroy")
         # Not when Python ends: the process takes all with it, and order matters.
-        weakref.finalize(self, destroy, self.handle).atexit = False
+        weakref.finalize(self, destroy, self.handle).atexit = False  # type: ignore[misc]
 
 
 @cache
@@ -157,7 +221,7 @@ def _stream() -> c_void_p:
 class Descriptor(_Object):
     """Dimensions, data type and layout of a tensor."""
 
-    def __init__(self, dims: Sequence[int], dtype: int, layout: int = ACDB):
+    def __init__(self, dims: Sequence[int], dtype: DType, layout: Layout = Layout.ACDB):
         super().__init__(
             "memory_desc",
             "memory_desc_create_with_tag",
@@ -166,7 +230,7 @@ class Descriptor(_Object):
 
     @classmethod
     def strided(
-        cls, dims: Sequence[int], dtype: int, strides: Sequence[int]
+        cls, dims: Sequence[int], dtype: DType, strides: Sequence[int]
     ) -> "Descriptor":
         """Return the descriptor of a tensor with steps of its own."""
         self = cls.__new__(cls)
@@ -189,19 +253,23 @@ class Descriptor(_Object):
         """The bytes that the tensor takes."""
         return library().dnnl_memory_desc_get_size(self.handle)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Descriptor) and bool(
-            library().dnnl_memory_desc_equal(self.handle, other.handle)
-        )
-
-    __hash__ = None
+    def equals(self, other: "Descriptor") -> bool:
+        """Return whether dimensions, data type and layout are the same."""
+        return bool(library().dnnl_memory_desc_equal(self.handle, other.handle))
 
 
 class Memory(_Object):
     """A tensor: a descriptor, and where its elements are."""
 
     def __init__(self, descriptor: Descriptor, array: Optional[np.ndarray] = None):
-        """array: the elements, which stay alive; None: see `point_to`."""
+        """array: the elements, which stay alive; None: see `point_to`.
+
+        Raises ValueError for an array with fewer bytes than the tensor takes.
+        """
+        if array is not None and array.nbytes < descriptor.nbytes:
+            raise ValueError(
+                f"{array.nbytes} bytes for a tensor of {descriptor.nbytes} bytes"
+            )
         address = array.ctypes.data if array is not None else 0
         super().__init__(
             *("memory", "memory_create"),
@@ -216,7 +284,7 @@ class Memory(_Object):
 
 
 class Kernel:
-    """A primitive: what oneDNN runs for a description such as those below."""
+    """What oneDNN can run for a description such as those below; `bind` makes it."""
 
     def __init__(self, kind: str, *arguments: object, attributes: "_Attributes"):
         self.kind = kind
@@ -224,9 +292,6 @@ class Kernel:
             "primitive_desc",
             f"{kind}_primitive_desc_create",
             *(*arguments, attributes.handle),
-        )
-        self._primitive = _Object(
-            "primitive", "primitive_create", self._description.handle
         )
 
     @property
@@ -237,7 +302,7 @@ class Kernel:
             "primitive_desc_query",
             *(self._description.handle, _QUERY_KERNEL_NAME, 0, byref(name)),
         )
-        return name.value.decode()
+        return (name.value or b"").decode()
 
     @property
     def weights(self) -> Descriptor:
@@ -256,29 +321,32 @@ class Kernel:
         return Descriptor._copy(handle)
 
     def bind(self, arguments: Mapping[int, Memory]) -> "Call":
-        """Return the kernel with its tensors, ready to run."""
-        return Call(self, arguments)
+        """Return the kernel with its tensors, its code generated, ready to run."""
+        primitive = _Object("primitive", "primitive_create", self._description.handle)
+        return Call(self, primitive, arguments)
 
 
 class Call:
     """A kernel with its tensors; calling it runs it to its end."""
 
-    def __init__(self, kernel: Kernel, arguments: Mapping[int, Memory]):
+    def __init__(
+        self, kernel: Kernel, primitive: _Object, arguments: Mapping[int, Memory]
+    ):
         self.kernel = kernel
-        self._kept = dict(arguments)
+        self._kept = (primitive, dict(arguments))
         array = (_Argument * len(arguments))(
             *(_Argument(index, memory.handle) for index, memory in arguments.items())
         )
         # Everything looked up beforehand: small networks notice microseconds.
         self._execute = partial(
             library().dnnl_primitive_execute,
-            *(kernel._primitive.handle, _stream(), len(array), array),
+            *(primitive.handle, _stream(), len(array), array),
         )
 
     def __call__(self) -> None:
-        """Run the kernel; RuntimeError where it cannot."""
+        """Run the kernel; raise RuntimeError or MemoryError where it cannot."""
         if status := self._execute():
-            raise RuntimeError(f"oneDNN: {self.kernel.name}: {_STATUS[status]}")
+            _fail(status, self.kernel.name)
 
 
 class _Attributes(_Object):
@@ -292,17 +360,7 @@ class _Attributes(_Object):
             _call("primitive_attr_set_scales_mask", self.handle, argument, mask)
         chain = _Object("post_ops", "post_ops_create")
         for op in post_ops:
-            if op.kind == "eltwise":
-                numbers = (op.algorithm, c_float(op.alpha), c_float(0))
-                _call("post_ops_append_eltwise", chain.handle, *numbers)
-            elif op.kind == "sum":
-                numbers = (c_float(op.alpha), 0, op.dtype)
-                _call("post_ops_append_sum", chain.handle, *numbers)
-            else:
-                _call(
-                    "post_ops_append_binary",
-                    *(chain.handle, op.algorithm, op.other.handle),
-                )
+            op.append_to(chain)
         _call("primitive_attr_set_post_ops", self.handle, chain.handle)
 
 
@@ -341,7 +399,7 @@ def convolution(
 def inner_product(
     src: Descriptor,
     weights: Descriptor,
-    bias: Descriptor,
+    bias: Optional[Descriptor],
     dst: Descriptor,
     scales: Mapping[int, int] = {},
 ) -> Kernel:
@@ -349,7 +407,7 @@ def inner_product(
     tensors = (src, weights, bias, dst)
     return Kernel(
         "inner_product_forward",
-        *(_engine(), _INFERENCE, *(tensor.handle for tensor in tensors)),
+        *(_engine(), _INFERENCE, *(tensor and tensor.handle for tensor in tensors)),
         attributes=_Attributes(scales=scales),
     )
 

@@ -5,24 +5,40 @@ Each function takes the plan, the step and its input tensors, appends the calls 
 compute the step, and returns the result.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Optional, Union
 
 import numpy as np
 
+from gluon_resnet.graph import VARIABLE, Value
 from gluon_resnet.inference import onednn
 from gluon_resnet.inference.fold import factor_and_shift
-from gluon_resnet.inference.onednn import F32, S8, Descriptor, Memory, PostOp
-from gluon_resnet.inference.plan import SCALE, Plan, Tensor, Weights, constant, int8_of
-from gluon_resnet.inference.steps import Step, Value
+from gluon_resnet.inference.onednn import (
+    Binary,
+    Descriptor,
+    DType,
+    Eltwise,
+    Layout,
+    Memory,
+    PostOp,
+    Sum,
+)
+from gluon_resnet.inference.packing import Weight, Weights
+from gluon_resnet.inference.plan import (
+    Operand,
+    Plan,
+    PlanBuilder,
+    PlanError,
+    Scale,
+    Tensor,
+    constant,
+    int8_of,
+)
+from gluon_resnet.inference.steps import Step
 
-_ACTIVATIONS = {
-    "relu": PostOp("eltwise", onednn.RELU),
-    "sigmoid": PostOp("eltwise", onednn.SIGMOID),
-}
+_ACTIVATIONS = {"relu": Eltwise(onednn.RELU), "sigmoid": Eltwise(onednn.SIGMOID)}
 # From so many channels on oneDNN's product is faster in int8 than its depthwise
 # convolution (with AVX-512).
 _MANY_CHANNELS = 256
@@ -30,155 +46,226 @@ _MANY_CHANNELS = 256
 
 def plan_of(
     steps: Iterable[Step],
+    head: Value,
     weights: Weights,
-    shape: tuple[int, int, int, int],
-    dtype: int = F32,
+    shape: tuple[int, ...],
+    dtype: DType = DType.F32,
 ) -> Plan:
     """Return the plan that does `steps` for images of a shape (N, C, H, W).
 
+    head: the logits, an output of one of the steps.
     dtype: of the maps, F32 or BF16; in int8 models of those that are not int8.
+    Raises PlanError for a shape that the steps do not take.
     """
-    plan = Plan(weights, shape, dtype)
-    # The one value that no step computes is the image.
-    values: dict[Value, Tensor] = defaultdict(lambda: plan.image)
+    builder, logits = described(steps, head, weights, shape, dtype)
+    return builder.finish(logits)
+
+
+def described(
+    steps: Iterable[Step],
+    head: Value,
+    weights: Weights,
+    shape: tuple[int, ...],
+    dtype: DType = DType.F32,
+) -> tuple[PlanBuilder, Tensor]:
+    """Return what `plan_of` finishes, and the logits: all is checked, nothing made."""
+    if len(shape) != 4 or min(shape) < 1:
+        raise PlanError("there are no pixels")
+    plan = PlanBuilder(weights, shape, dtype)
+    values: dict[Value, Tensor] = {}
+
+    def tensor(value: Value) -> Tensor:
+        # The one variable that is none of the arrays is the image.
+        return plan.image if value.node.op == VARIABLE else values[value]
+
     for step in steps:
-        inputs = [values[value] for value in step.inputs]
-        inputs += [values[value] for value in (step.factor, step.added) if value]
+        inputs = [tensor(value) for value in step.inputs]
+        inputs += [tensor(value) for value in (step.factor, step.added) if value]
         result = _OPERATORS[step.op](plan, step, *inputs)
         results = result if isinstance(result, list) else [result]
-        for output, tensor in enumerate(results):
-            values[step.output._replace(output=output)] = tensor
-    plan.finish(result)
-    return plan
+        for output, found in enumerate(results):
+            values[step.output._replace(output=output)] = found
+    return plan, tensor(head)
 
 
 def _convolution(
-    plan: Plan, step: Step, x: Tensor, added: Optional[Tensor] = None
+    plan: PlanBuilder, step: Step, x: Tensor, added: Optional[Tensor] = None
 ) -> Tensor:
-    kernel_size, stride, padding = (
-        step.attrs[name] for name in ("kernel", "stride", "pad")
-    )
-    groups = step.attrs["num_group"]
-    weight, scales = _weight(plan, step)
-    is_int8 = bool(scales)
-    # Where no step takes the result as int8, it is float32.
-    to_int8 = is_int8 and step.limits is not None
-    if to_int8 and groups >= _MANY_CHANNELS and weight.shape[1:] == (1, 1, 1):
-        return _int8_norm(plan, step, x)
-    dtype, scale = int8_of(step.limits) if to_int8 else (F32, 1.0)
-    if is_int8:
-        scales[onednn.SRC] = x.scale
-        if to_int8:
-            scales[onednn.DST] = scale
-    else:
-        x = plan.converted(step.name, x, _float_of(x))
-        dtype = x.dtype
-    size = (
-        (length + 2 * p - k) // s + 1
-        for length, p, k, s in zip(x.dims[2:], padding, kernel_size, stride)
-    )
-    dims = (x.dims[0], len(weight), *size)
-    post_ops = []
+    scales = plan.weights.scale(step.arrays[0])
+    if scales is not None:
+        return _int8_convolution(plan, step, x, added, scales)
+    x = _as_float(plan, step, x)
+    dims = _convolved_dims(plan, step, x)
+    post_ops: list[PostOp] = []
     if added:
-        if not (to_int8 and added.is_int8):
-            limits = step.limits if to_int8 else None
-            added = plan.converted(step.name, added, dtype, limits)
-        if not step.replaces_added:
-            added = plan.copied(step.name, added)
-        post_ops.append(PostOp("sum", alpha=added.scale, dtype=added.dtype))
-        result = plan.view(added, dims, dtype=dtype, scale=scale)
+        result = plan.converted(step.name, added, x.dtype)
+        result = _with_summand(plan, step, result, dims, post_ops)
     else:
-        result = plan.tensor(dims, dtype, scale=scale)
-    if step.activation:
-        post_ops.append(_ACTIVATIONS[step.activation])
-    layout, shape = onednn.ABCD, weight.shape
-    if groups > 1:
-        layout, shape = onednn.ABCDE, (groups, shape[0] // groups, *shape[1:])
-    bias = _bias(plan, step)
-    plan.call(
-        step.name,
-        partial(
-            onednn.convolution,
-            x.descriptor,
-            Descriptor(shape, S8 if is_int8 else dtype, onednn.ANY),
-            bias and bias.descriptor,
-            result.descriptor,
-            stride=stride,
-            padding=padding,
-            post_ops=post_ops,
-        ),
-        {onednn.SRC: x, onednn.DST: result} | ({onednn.BIAS: bias} if bias else {}),
-        scales,
-        (step.arrays[0], shape, layout),
-    )
-    if dtype == F32 and prod(dims[2:]) > 1:
+        result = plan.tensor(dims, x.dtype, is_pooled=x.is_pooled)
+    _append_convolution(plan, step, x, result, x.dtype, post_ops)
+    if not x.is_pooled:
         # The first one's image is float32 also where all other maps are not.
         result = plan.converted(step.name, result, plan.dtype)
     if step.limits:
-        result = plan.converted(step.name, result, 0, step.limits)
+        result = plan.quantized(step.name, result, step.limits)
     return result
 
 
-def _int8_norm(plan: Plan, step: Step, x: Tensor) -> Tensor:
+def _int8_convolution(
+    plan: PlanBuilder,
+    step: Step,
+    x: Tensor,
+    added: Optional[Tensor],
+    weight_scales: np.ndarray,
+) -> Tensor:
+    _check_int8(step, x)
+    dims = _convolved_dims(plan, step, x)
+    weight = step.arrays[0]
+    is_norm = plan.weights.shape(weight) == (x.dims[1], 1, 1, 1) and dims == x.dims
+    if is_norm and dims[1] >= _MANY_CHANNELS and step.limits and not added:
+        return _int8_norm(plan, step, x, step.limits)
+    scales: dict[int, Scale] = {onednn.WEIGHTS: weight_scales, onednn.SRC: x.scale}
+    if step.limits:
+        dtype, scale = int8_of(step.limits)
+        scales[onednn.DST] = scale
+    else:  # no step takes the result as int8
+        dtype, scale = DType.F32, 1.0
+    post_ops: list[PostOp] = []
+    if added:
+        if not step.limits:
+            added = plan.converted(step.name, added, dtype)
+        elif not added.is_int8:
+            added = plan.quantized(step.name, added, step.limits)
+        added = _with_summand(plan, step, added, dims, post_ops)
+        result = plan.in_place_of(added, dtype, scale)
+    else:
+        result = plan.tensor(dims, dtype, scale=scale, is_pooled=x.is_pooled)
+    _append_convolution(plan, step, x, result, DType.S8, post_ops, scales)
+    return result
+
+
+def _convolved_dims(plan: PlanBuilder, step: Step, x: Tensor) -> tuple[int, ...]:
+    """Return the dimensions of a convolution's result."""
+    out_channels, in_channels, *kernel = plan.weights.shape(step.arrays[0])
+    in_channels *= step.attrs["num_group"]
+    if in_channels != x.dims[1]:
+        raise PlanError(f"{step.name} takes {in_channels} channels, not {x.dims[1]}")
+    sides = zip(x.dims[2:], step.attrs["pad"], kernel, step.attrs["stride"])
+    size = ((length + 2 * p - k) // s + 1 for length, p, k, s in sides)
+    return (x.dims[0], out_channels, *size)
+
+
+def _with_summand(
+    plan: PlanBuilder,
+    step: Step,
+    added: Tensor,
+    dims: tuple[int, ...],
+    post_ops: list[PostOp],
+) -> Tensor:
+    """Append the sum to `post_ops`, and return the summand for the result to replace.
+
+    dims: of the result.
+    """
+    _check_dims(step, added, dims)
+    post_ops.append(Sum(added.scale, added.dtype))
+    return added if step.replaces_added else plan.copied(step.name, added)
+
+
+def _append_convolution(
+    plan: PlanBuilder,
+    step: Step,
+    x: Tensor,
+    result: Tensor,
+    dtype: DType,
+    post_ops: list[PostOp],
+    scales: Mapping[int, Scale] = {},
+) -> None:
+    """Append a convolution with weights of `dtype`, and the step's activation."""
+    if step.activation:
+        post_ops.append(_ACTIVATIONS[step.activation])
+    name, groups = step.arrays[0], step.attrs["num_group"]
+    shape = plan.weights.shape(name)
+    if groups > 1:
+        shape = (groups, shape[0] // groups, *shape[1:])
+    weight = Weight(name, shape, dtype)
+    bias = _bias(plan, step)
+    kernel = partial(
+        onednn.convolution,
+        x.descriptor,
+        weight.descriptor,
+        bias.descriptor if bias else None,
+        result.descriptor,
+        stride=step.attrs["stride"],
+        padding=step.attrs["pad"],
+        post_ops=post_ops,
+    )
+    tensors: dict[int, Operand] = {onednn.SRC: x, onednn.DST: result}
+    if bias:
+        tensors[onednn.BIAS] = bias
+    plan.call(step.name, kernel, tensors, scales, weight)
+
+
+def _int8_norm(
+    plan: PlanBuilder, step: Step, x: Tensor, limits: tuple[float, float]
+) -> Tensor:
     """A norm, in the graph a depthwise convolution of one pixel, as product and sum."""
-    weight, scales = _weight(plan, step)
-    shift = plan.weights.arrays[step.arrays[1]]
-    dtype, scale = int8_of(step.limits)
-    factor = weight.ravel() * scales[onednn.WEIGHTS] * (x.scale / scale)
-    result = plan.tensor(x.dims, dtype, scale=scale)
-    return _scaled(plan, step, x, factor, shift / scale, result)
+    weight, bias = step.arrays
+    dtype, scale = int8_of(limits)
+    factor = plan.weights.values(weight).ravel() * plan.weights.scale(weight)
+    shift = plan.weights.values(bias) / scale
+    result = plan.tensor(x.dims, dtype, scale=scale, is_pooled=x.is_pooled)
+    return _scaled(plan, step, x, factor * (x.scale / scale), shift, result)
 
 
-def _weight(plan: Plan, step: Step) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """The weight of a step, and its scales where it is int8."""
-    arrays, name = plan.weights.arrays, step.arrays[0]
-    scale = arrays.get(name + SCALE)
-    return arrays[name], {} if scale is None else {onednn.WEIGHTS: scale}
-
-
-def _bias(plan: Plan, step: Step) -> Optional[Memory]:
-    if len(step.arrays) < 2:
-        return None
-    return constant(plan.weights.arrays[step.arrays[1]])
-
-
-def _fully_connected(plan: Plan, step: Step, x: Tensor) -> Tensor:
-    weight, scales = _weight(plan, step)
-    if scales:
-        scales[onednn.SRC] = x.scale
+def _fully_connected(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
+    name = step.arrays[0]
+    shape, scale = plan.weights.shape(name), plan.weights.scale(name)
+    if (*x.dims[1:2], prod(x.dims[2:])) != (shape[1], 1):
+        raise PlanError(f"{step.name} takes {shape[1]} values, not {x.dims[1:]}")
+    scales: dict[int, Scale] = {}
+    if scale is not None:
+        _check_int8(step, x)
+        scales = {onednn.WEIGHTS: scale, onednn.SRC: x.scale}
     else:
         x = plan.converted(step.name, x, plan.dtype)
-    flat = plan.view(x, x.dims[:2], layout=onednn.AB)
-    dims = (x.dims[0], len(weight))
-    result = plan.tensor(dims, F32, Descriptor(dims, F32, onednn.AB))
+    weight = Weight(name, shape, DType.S8 if scales else plan.dtype)
+    flat = plan.view(x, x.dims[:2], layout=Layout.AB)
+    dims = (x.dims[0], shape[0])
+    result = plan.tensor(dims, DType.F32, Descriptor(dims, DType.F32, Layout.AB))
     bias = _bias(plan, step)
-    plan.call(
-        step.name,
-        partial(
-            onednn.inner_product,
-            flat.descriptor,
-            Descriptor(weight.shape, S8 if scales else plan.dtype, onednn.ANY),
-            bias.descriptor,
-            result.descriptor,
-        ),
-        {onednn.SRC: flat, onednn.BIAS: bias, onednn.DST: result},
-        scales,
-        (step.arrays[0], weight.shape, onednn.AB),
+    kernel = partial(
+        onednn.inner_product,
+        flat.descriptor,
+        weight.descriptor,
+        bias.descriptor if bias else None,
+        result.descriptor,
     )
+    tensors: dict[int, Operand] = {onednn.SRC: flat, onednn.DST: result}
+    if bias:
+        tensors[onednn.BIAS] = bias
+    plan.call(step.name, kernel, tensors, scales, weight)
     return result
 
 
-def _pooling(plan: Plan, step: Step, x: Tensor) -> Tensor:
+def _bias(plan: PlanBuilder, step: Step) -> Optional[Memory]:
+    if len(step.arrays) < 2:
+        return None
+    return constant(plan.weights.values(step.arrays[1]))
+
+
+def _pooling(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
     attrs = step.attrs
     size = x.dims[2:]
-    if attrs.get("global_pool"):
+    is_global = bool(attrs.get("global_pool"))
+    if is_global:
         kernel_size, stride, before, outcome = size, (1, 1), (0, 0), (1, 1)
     else:
         kernel_size, stride, before = (
             attrs[name] for name in ("kernel", "stride", "pad")
         )
         # "full" takes a last, incomplete window, too.
-        more = [s - 1 if attrs["pooling_convention"] == "full" else 0 for s in stride]
+        is_full = attrs.get("pooling_convention") == "full"
+        more = [s - 1 if is_full else 0 for s in stride]
         outcome = tuple(
             (length + 2 * p - k + m) // s + 1
             for length, p, k, m, s in zip(size, before, kernel_size, more, stride)
@@ -192,7 +279,9 @@ def _pooling(plan: Plan, step: Step, x: Tensor) -> Tensor:
         algorithm = onednn.MAX_POOLING
     elif attrs.get("count_include_pad") is False:
         algorithm = onednn.AVERAGE_WITHOUT_PADDING
-    result = plan.tensor((*x.dims[:2], *outcome), x.dtype, scale=x.scale)
+    result = plan.tensor(
+        (*x.dims[:2], *outcome), x.dtype, scale=x.scale, is_pooled=is_global
+    )
     kernel = partial(
         onednn.pooling,
         x.descriptor,
@@ -208,43 +297,57 @@ def _pooling(plan: Plan, step: Step, x: Tensor) -> Tensor:
 
 def _binary(
     algorithm: int,
-    plan: Plan,
+    plan: PlanBuilder,
     step: Step,
     x: Tensor,
     y: Tensor,
     added: Optional[Tensor] = None,
 ) -> Tensor:
-    x, y = (plan.converted(step.name, tensor, _float_of(tensor)) for tensor in (x, y))
-    tensors, post_ops = {}, []
+    x, y = (_as_float(plan, step, tensor) for tensor in (x, y))
+    _check_dims(step, y, x.dims, is_broadcast=True)
+    tensors: dict[int, Operand] = {}
+    post_ops: list[PostOp] = []
     if added:
+        added = _as_float(plan, step, added)
+        _check_dims(step, added, x.dims)
         tensors[onednn.operand_of(0)] = added
-        post_ops.append(PostOp("binary", onednn.ADD, other=added.descriptor))
+        post_ops.append(Binary(onednn.ADD, added.descriptor))
     result = _result_like(plan, step, x, post_ops)
     kernel = partial(
         onednn.binary,
-        *(algorithm, x.descriptor, y.descriptor, result.descriptor, post_ops),
+        algorithm,
+        x.descriptor,
+        y.descriptor,
+        result.descriptor,
+        post_ops,
     )
-    tensors |= {onednn.SRC: x, onednn.SRC_1: y, onednn.DST: result}
+    tensors.update({onednn.SRC: x, onednn.SRC_1: y, onednn.DST: result})
     plan.call(step.name, kernel, tensors)
     return result
 
 
 def _difference(
-    plan: Plan, step: Step, x: Tensor, y: Tensor, factor: Tensor, added: Tensor
+    plan: PlanBuilder, step: Step, x: Tensor, y: Tensor, factor: Tensor, added: Tensor
 ) -> Tensor:
     """(x - y) * factor + added, whose factor (N, C, 1, 1) is for all pixels."""
+    x, y, factor, added = (_as_float(plan, step, t) for t in (x, y, factor, added))
     # Image by image: for a factor that depends on the image oneDNN has no fast kernel.
     image = (1, *x.dims[1:])
     channels = (1, x.dims[1], 1, 1)
-    post_ops = [
-        PostOp("binary", onednn.MULTIPLY, other=Descriptor(channels, factor.dtype)),
-        PostOp("binary", onednn.ADD, other=Descriptor(image, added.dtype)),
+    for tensor in (y, added):
+        _check_dims(step, tensor, x.dims)
+    _check_dims(step, factor, (x.dims[0], *channels[1:]))
+    post_ops: list[PostOp] = [
+        Binary(onednn.MULTIPLY, Descriptor(channels, factor.dtype)),
+        Binary(onednn.ADD, Descriptor(image, added.dtype)),
     ]
     result = _result_like(plan, step, x, post_ops)
     kernel = partial(
         onednn.binary,
         onednn.SUBTRACT,
-        *(Descriptor(image, tensor.dtype) for tensor in (x, y, result)),
+        Descriptor(image, x.dtype),
+        Descriptor(image, y.dtype),
+        Descriptor(image, result.dtype),
         post_ops,
     )
     for number in range(x.dims[0]):
@@ -262,105 +365,141 @@ def _difference(
     return result
 
 
-def _result_like(plan: Plan, step: Step, x: Tensor, post_ops: list[PostOp]) -> Tensor:
+def _result_like(
+    plan: PlanBuilder, step: Step, x: Tensor, post_ops: list[PostOp]
+) -> Tensor:
     """A tensor for a step's result, and the post-ops that the step ends in."""
     dtype, scale = x.dtype, 1.0
     if step.activation:
         post_ops.append(_ACTIVATIONS[step.activation])
     if step.limits:
         dtype, scale = int8_of(step.limits)
-        post_ops.append(PostOp("eltwise", onednn.LINEAR, alpha=1 / scale))
-    return plan.tensor(x.dims, dtype, scale=scale)
+        post_ops.append(Eltwise(onednn.LINEAR, alpha=1 / scale))
+    return plan.tensor(x.dims, dtype, scale=scale, is_pooled=x.is_pooled)
 
 
-def _batch_norm(plan: Plan, step: Step, x: Tensor) -> Tensor:
+def _batch_norm(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
     """That of the image: all others are convolutions by now."""
-    norm = (plan.weights.arrays[name] for name in step.arrays)
+    norm = (plan.weights.values(name) for name in step.arrays)
     factor, shift = factor_and_shift(step.attrs, *norm)
     # In NCHW, as it comes: of three channels side by side a register takes no more.
-    result = plan.tensor(x.dims, F32, x.descriptor)
-    return _scaled(plan, step, x, factor, shift, result, onednn.ABCD)
+    result = plan.tensor(x.dims, DType.F32, x.descriptor)
+    return _scaled(plan, step, x, factor, shift, result, Layout.ABCD)
 
 
 def _scaled(
-    plan: Plan,
+    plan: PlanBuilder,
     step: Step,
     x: Tensor,
     factor: np.ndarray,
     shift: np.ndarray,
     result: Tensor,
-    layout: int = onednn.ACDB,
+    layout: Layout = Layout.ACDB,
 ) -> Tensor:
     """Multiply by a factor and add a shift for each channel, and do the step's ReLU."""
-    factor, shift = (
-        constant(values, layout, (1, len(values), 1, 1)) for values in (factor, shift)
-    )
-    post_ops = [PostOp("binary", onednn.ADD, other=shift.descriptor)]
+    channels = (1, x.dims[1], 1, 1)
+    factors, shifts = (constant(v, layout, channels) for v in (factor, shift))
+    post_ops: list[PostOp] = [Binary(onednn.ADD, shifts.descriptor)]
     if step.activation:
         post_ops.append(_ACTIVATIONS[step.activation])
     kernel = partial(
         onednn.binary,
-        *(onednn.MULTIPLY, x.descriptor, factor.descriptor),
-        *(result.descriptor, post_ops),
+        onednn.MULTIPLY,
+        x.descriptor,
+        factors.descriptor,
+        result.descriptor,
+        post_ops,
     )
-    tensors = {onednn.SRC: x, onednn.SRC_1: factor, onednn.DST: result}
-    plan.call(step.name, kernel, tensors | {onednn.operand_of(0): shift})
+    tensors: dict[int, Operand] = {
+        onednn.SRC: x,
+        onednn.SRC_1: factors,
+        onednn.operand_of(0): shifts,
+        onednn.DST: result,
+    }
+    plan.call(step.name, kernel, tensors)
     return result
 
 
-def _eltwise(algorithm: int, plan: Plan, step: Step, x: Tensor) -> Tensor:
-    result = plan.tensor(x.dims, x.dtype, x.descriptor, x.scale)
+def _eltwise(algorithm: int, plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
+    if algorithm != onednn.RELU:  # which needs no scale
+        x = _as_float(plan, step, x)
+    result = plan.tensor(
+        x.dims, x.dtype, x.descriptor, scale=x.scale, is_pooled=x.is_pooled
+    )
     kernel = partial(onednn.eltwise, algorithm, x.descriptor)
     plan.call(step.name, kernel, {onednn.SRC: x, onednn.DST: result})
     return result
 
 
-def _flatten(plan: Plan, step: Step, x: Tensor) -> Tensor:
+def _flatten(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
     """Nothing to do: the pooled map is (N, C, 1, 1)."""
     return x
 
 
-def _dequantize(plan: Plan, step: Step, x: Tensor) -> Tensor:
-    return plan.converted(step.name, x, F32)
+def _dequantize(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
+    return plan.converted(step.name, x, DType.F32)
 
 
-def _quantize(plan: Plan, step: Step, x: Tensor) -> Tensor:
-    return plan.converted(step.name, x, 0, step.limits)
+def _quantize(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
+    if step.limits is None:
+        raise PlanError(f"{step.name} has no range")
+    return plan.quantized(step.name, x, step.limits)
 
 
-def _reshape(plan: Plan, step: Step, x: Tensor) -> Tensor:
+def _reshape(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
     """Of tensors without pixels, which are the same in NCHW and NHWC."""
     shape = step.attrs["shape"]
     dims = [old if new == 0 else new for new, old in zip(shape, x.dims)]
     dims += shape[len(dims) :]
     rest = prod(x.dims) // -prod(dims)
     dims = [rest if length == -1 else length for length in dims]
-    return plan.view(x, dims, layout=onednn.ABCD)
+    if prod(dims) != prod(x.dims):
+        raise PlanError(f"{step.name} makes {dims} of {x.dims}")
+    return plan.view(x, tuple(dims), layout=Layout.ABCD)
 
 
-def _softmax(plan: Plan, step: Step, x: Tensor) -> Tensor:
+def _softmax(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
     """Over axis 2 of (N, K, R, C); in memory R comes first in the result."""
     n, k, _, c = x.dims
-    descriptor = Descriptor.strided(x.dims, F32, (k * c, c, n * k * c, 1))
-    result = plan.tensor(x.dims, F32, descriptor)
+    descriptor = Descriptor.strided(x.dims, DType.F32, (k * c, c, n * k * c, 1))
+    result = plan.tensor(x.dims, DType.F32, descriptor, is_pooled=x.is_pooled)
     kernel = partial(onednn.softmax, x.descriptor, descriptor, 2)
     plan.call(step.name, kernel, {onednn.SRC: x, onednn.DST: result})
     return result
 
 
-def _split(plan: Plan, step: Step, x: Tensor) -> list[Tensor]:
+def _split(plan: PlanBuilder, step: Step, x: Tensor) -> list[Tensor]:
     """Along axis 2 of what `_softmax` gives, whose parts have no gaps."""
     n, k, r, c = x.dims
     length = n * k * c
     return [
-        plan.view(x, (n, k, 1, c), layout=onednn.ABCD, start=part * length)
+        plan.view(x, (n, k, 1, c), layout=Layout.ABCD, start=part * length)
         for part in range(r)
     ]
 
 
-def _float_of(x: Tensor) -> int:
-    """The type to compute in: of pooled maps, those of attention, float32."""
-    return F32 if x.is_int8 or prod(x.dims[2:]) == 1 else x.dtype
+def _as_float(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
+    """Return `x` in a type to compute in: of pooled maps, for attention, float32.
+
+    The type may depend on the layer, but not on the size of the images: the same image
+    would have other logits, and a weight two types.
+    """
+    is_float32 = x.is_int8 or x.is_pooled
+    return plan.converted(step.name, x, DType.F32 if is_float32 else x.dtype)
+
+
+def _check_int8(step: Step, x: Tensor) -> None:
+    if not x.is_int8:
+        raise PlanError(f"{step.name} has int8 weights, and what it takes is not int8")
+
+
+def _check_dims(
+    step: Step, x: Tensor, dims: Sequence[int], *, is_broadcast: bool = False
+) -> None:
+    """Raise PlanError unless an operand is as large as the result, or one pixel."""
+    one_pixel = (*dims[:2], *[1] * len(dims[2:]))
+    if x.dims != tuple(dims) and not (is_broadcast and x.dims == one_pixel):
+        raise PlanError(f"{step.name} combines {tuple(dims)} with {x.dims}")
 
 
 _OPERATORS: dict[str, Callable[..., Union[Tensor, list[Tensor]]]] = {

@@ -7,22 +7,30 @@ needed give their memory to later ones, which find it in the cache.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 import numpy as np
 
 from gluon_resnet.inference import onednn
-from gluon_resnet.inference.onednn import F32, S8, U8, Call, Descriptor, Kernel, Memory
+from gluon_resnet.inference.onednn import (
+    Call,
+    Descriptor,
+    DType,
+    Kernel,
+    Layout,
+    Memory,
+)
+from gluon_resnet.inference.packing import ALIGNMENT, Weight, Weights, aligned
 
-SCALE = ":scale"
-"""After a weight's name: the steps of its int8 values, one for each channel."""
-_ALIGNMENT = 64  # bytes: a line of the cache, and an AVX-512 register
+
+class PlanError(ValueError):
+    """There is no plan: images, arrays and steps do not fit together."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Storage:
     """Memory that tensors share because they are the same elements."""
 
@@ -32,7 +40,7 @@ class Storage:
     last: int
     """The last call that needs it."""
     offset: int = 0
-    """Where it lies in the plan's memory."""
+    """Where it lies in the plan's memory, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +48,15 @@ class Tensor:
     """A result (N, C, H, W): its elements times `scale` are the values."""
 
     dims: tuple[int, ...]
-    dtype: int
+    dtype: DType
     memory: Memory
     storage: Optional[Storage]
     """None for the image, which comes from outside."""
     scale: float = 1.0
     start: int = 0
-    """Bytes into the storage."""
+    """The first of its elements in the storage."""
+    is_pooled: bool = False
+    """Whether its one pixel is the mean of a map, or was computed from one."""
 
     @property
     def descriptor(self) -> Descriptor:
@@ -56,111 +66,47 @@ class Tensor:
     @property
     def is_int8(self) -> bool:
         """Whether the elements are 8 bits."""
-        return self.dtype in (S8, U8)
+        return self.dtype in (DType.S8, DType.U8)
 
 
-class Weights:
-    """A network's arrays, and the layouts that kernels wanted of them so far.
-
-    Plans for other shapes use the same, where they want the same. Once a float weight
-    has been packed, `arrays` has no more than its shape: it would double the memory.
-    """
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
-        self.arrays = dict(arrays)
-        self._packed: dict[str, Memory] = {}
-
-    def get(
-        self, name: str, dims: tuple[int, ...], layout: int, wanted: Descriptor
-    ) -> Memory:
-        """Return a weight as `wanted`; its array has `dims`, in the order `layout`."""
-        packed = self._packed.get(name)
-        if packed is not None and packed.descriptor == wanted:
-            return packed
-        array = self.arrays[name]
-        is_float = array.dtype == np.float32
-        # Packed int8 weights hold sums beside the elements, and cannot be packed anew.
-        if packed is None or not is_float:
-            dtype = F32 if is_float else S8
-            packed = Memory(
-                Descriptor(dims, dtype, layout), np.ascontiguousarray(array)
-            )
-        result = Memory(wanted, _aligned(wanted.nbytes))
-        kernel = onednn.reorder(packed.descriptor, wanted)
-        scratchpad = kernel.scratchpad
-        kernel.bind(
-            {
-                onednn.SRC: packed,
-                onednn.DST: result,
-                onednn.SCRATCHPAD: Memory(scratchpad, _aligned(scratchpad.nbytes)),
-            }
-        )()
-        self._packed[name] = result
-        if is_float:
-            self.arrays[name] = np.broadcast_to(np.float32(), array.shape)
-        return result
+Operand = Union[Tensor, Memory]
+Scale = Union[float, np.ndarray]
+"""One for all elements, or of a weight one for each output channel."""
 
 
 class Plan:
     """Calls of kernels, one after the other, and the memory they work on.
 
-    It is made in two steps: operators.py asks for tensors and appends calls, then
-    `finish` gives all of them memory. From then on it can `run`, with the number of
-    OpenMP threads that the thread had which made it, by one caller at a time.
+    It runs with the number of OpenMP threads that the thread had which made it, and for
+    one caller at a time.
     """
 
-    def __init__(self, weights: Weights, shape: tuple[int, int, int, int], dtype: int):
-        """shape: of the images (N, C, H, W); dtype: of results, F32 or BF16."""
-        self.weights = weights
-        self.dtype = dtype
-        self.image = Tensor(
-            tuple(shape), F32, Memory(Descriptor(shape, F32, onednn.ABCD)), None
-        )
-        self._calls: list[tuple[str, Call]] = []
-        self._placed: list[tuple[Memory, Storage, int]] = []
-        self._scratchpads: list[Memory] = []
+    def __init__(
+        self,
+        calls: Sequence[tuple[str, Call]],
+        image: Memory,
+        logits: Memory,
+        storages: Sequence[Storage],
+        memory: np.ndarray,
+        num_classes: int,
+    ):
+        """For `PlanBuilder.finish` to call.
 
-    def finish(self, logits: Tensor) -> None:
-        """Give all tensors their memory, but the image and `logits`, which `run` gets.
-
-        The largest comes first and lies where nothing is that is needed meanwhile.
+        calls: each with the name of its layer.
+        storages: where the tensors lie in `memory`, and when.
         """
-        self._logits = logits.memory
-        self.num_classes = logits.dims[1]
-        self._placed = [p for p in self._placed if p[1] is not logits.storage]
-        done = []
-        for storage in sorted(self.storages, key=lambda s: -s.nbytes):
-            others = sorted(
-                (o.offset, o.offset + o.nbytes)
-                for o in done
-                if o.first <= storage.last and storage.first <= o.last
-            )
-            offset = 0
-            for start, end in others:
-                if offset + storage.nbytes <= start:
-                    break
-                offset = max(offset, end)
-            storage.offset = offset
-            done.append(storage)
-        size = max((s.offset + s.nbytes for s in done), default=0)
-        scratchpad = max((m.descriptor.nbytes for m in self._scratchpads), default=0)
-        self._arena = _aligned(size + scratchpad)
-        address = self._arena.ctypes.data
-        for memory, storage, start in self._placed:
-            memory.point_to(address + storage.offset + start)
-        for memory in self._scratchpads:
-            memory.point_to(address + size)
-        self.nbytes = self._arena.nbytes
+        self._calls = calls
+        self._image = image
+        self._logits = logits
+        self._memory = memory
+        self.storages = storages
+        self.num_classes = num_classes
+        self.nbytes = memory.nbytes
 
-    @property
-    def storages(self) -> list[Storage]:
-        """All memory of tensors, and when it is in use."""
-        return [*{id(storage): storage for _, storage, _ in self._placed}.values()]
-
-    def run(self, images: int, logits: int) -> None:
+    def run(self, images_address: int, logits_address: int) -> None:
         """Compute logits from images, both float32 in C order, given by address."""
-        self.image.memory.point_to(images)
-        self._logits.point_to(logits)
+        self._image.point_to(images_address)
+        self._logits.point_to(logits_address)
         for _, call in self._calls:
             call()
 
@@ -168,7 +114,7 @@ class Plan:
         """Time each call of a run: {"layer", "primitive", "kernel", "ms"}, medians."""
         images, logits = (
             np.zeros(memory.descriptor.nbytes, np.uint8)
-            for memory in (self.image.memory, self._logits)
+            for memory in (self._image, self._logits)
         )
         self.run(images.ctypes.data, logits.ctypes.data)
         seconds = np.empty((rounds, len(self._calls)))
@@ -187,65 +133,113 @@ class Plan:
             for (name, call), median in zip(self._calls, np.median(seconds, axis=0))
         ]
 
-    # For operators
+
+class _PlannedCall(NamedTuple):
+    layer: str
+    kernel: Kernel
+    memories: dict[int, Memory]
+    weight: Optional[Weight]
+
+
+class PlanBuilder:
+    """What will be a plan: operators ask for tensors and append calls, then `finish`.
+
+    Until then no code is generated, no weight packed and no tensor has memory.
+    """
+
+    def __init__(
+        self, weights: Weights, shape: tuple[int, int, int, int], dtype: DType
+    ):
+        """shape: of the images (N, C, H, W); dtype: of results, F32 or BF16."""
+        self.weights = weights
+        self.dtype = dtype
+        self.image = Tensor(
+            tuple(shape),
+            DType.F32,
+            Memory(Descriptor(shape, DType.F32, Layout.ABCD)),
+            None,
+        )
+        self._calls: list[_PlannedCall] = []
+        self._placed: list[tuple[Tensor, Storage]] = []
+        self._scratchpads: list[Memory] = []
 
     def tensor(
         self,
         dims: tuple[int, ...],
-        dtype: int,
+        dtype: DType,
         descriptor: Optional[Descriptor] = None,
+        *,
         scale: float = 1.0,
+        is_pooled: bool = False,
     ) -> Tensor:
         """Return a new tensor, which the next call writes."""
+        if min(dims) < 1:
+            raise PlanError(f"a layer's result would have the dimensions {dims}")
         descriptor = descriptor or Descriptor(dims, dtype)
-        nbytes = -(-descriptor.nbytes // _ALIGNMENT) * _ALIGNMENT
-        storage = Storage(nbytes, len(self._calls), len(self._calls))
-        return self._tensor(dims, dtype, descriptor, storage, scale, 0)
+        storage = Storage(_whole_lines(descriptor.nbytes), *[len(self._calls)] * 2)
+        memory = Memory(descriptor)
+        tensor = Tensor(dims, dtype, memory, storage, scale, 0, is_pooled)
+        self._placed.append((tensor, storage))
+        return tensor
 
     def view(
         self,
         x: Tensor,
         dims: tuple[int, ...],
         *,
-        dtype: Optional[int] = None,
-        scale: Optional[float] = None,
-        layout: int = onednn.ACDB,
+        layout: Layout = Layout.ACDB,
         start: int = 0,
     ) -> Tensor:
-        """Return elements of `x`, from `start` on, as a tensor of other dimensions.
+        """Return elements of `x`, from element `start` on, as other dimensions.
 
-        With another data type of the same size what is written to the view takes the
-        place of what was in `x`.
+        Raises PlanError where there are not as many.
         """
-        dtype, scale = dtype or x.dtype, scale or x.scale
-        descriptor = Descriptor(dims, dtype, layout)
-        start = x.start + start * onednn.SIZES[dtype]
-        return self._tensor(dims, dtype, descriptor, x.storage, scale, start)
+        return self._view(x, dims, x.dtype, x.scale, layout, x.start + start)
 
-    def _tensor(self, dims, dtype, descriptor, storage, scale, start) -> Tensor:
-        memory = Memory(descriptor)
-        self._placed.append((memory, storage, start))
-        return Tensor(tuple(dims), dtype, memory, storage, scale, start)
+    def in_place_of(self, x: Tensor, dtype: DType, scale: float) -> Tensor:
+        """Return a tensor whose int8 or other elements replace those of `x`."""
+        return self._view(x, x.dims, dtype, scale, Layout.ACDB, x.start)
+
+    def _view(
+        self,
+        x: Tensor,
+        dims: tuple[int, ...],
+        dtype: DType,
+        scale: float,
+        layout: Layout,
+        start: int,
+    ) -> Tensor:
+        descriptor = Descriptor(dims, dtype, layout)
+        end = start * dtype.nbytes + descriptor.nbytes
+        # What is computed through a view must stay within what `finish` provides.
+        if (
+            x.storage is None
+            or dtype.nbytes != x.dtype.nbytes
+            or end > x.storage.nbytes
+        ):
+            raise PlanError(f"{dims} do not fit into a tensor of {x.dims}")
+        view = Tensor(
+            *(dims, dtype, Memory(descriptor), x.storage, scale, start, x.is_pooled)
+        )
+        self._placed.append((view, x.storage))
+        return view
 
     def call(
         self,
         layer: str,
         describe: Callable[..., Kernel],
-        tensors: Mapping[int, Union[Tensor, Memory]],
-        scales: Mapping[int, Union[float, np.ndarray]] = {},
-        weight: Optional[tuple[str, tuple[int, ...], int]] = None,
+        tensors: Mapping[int, Operand],
+        scales: Mapping[int, Scale] = {},
+        weight: Optional[Weight] = None,
     ) -> None:
         """Append a call of a kernel, which needs its tensors until then.
 
         layer: the name to tell it by.
         describe: takes the masks of the scales and returns the kernel.
-        scales: of which tensors the elements are multiples: of one factor, or of one
-        for each channel.
-        weight: its name, dimensions and layout, for `Weights.get`.
+        scales: of those tensors whose elements are multiples of them.
         """
-        grouped = weight is not None and weight[2] == onednn.ABCDE
         masks = {
-            argument: (0b11 if grouped else 0b1) if np.ndim(factor) else 0
+            argument: weight.channels if weight and np.ndim(factor) else 0
             for argument, factor in scales.items()
         }
         kernel = describe(scales=masks) if masks else describe()
@@ -259,30 +253,28 @@ class Plan:
                     tensor.storage.last = len(self._calls)
                 tensor = tensor.memory
             memories[argument] = tensor
-        if weight:
-            memories[onednn.WEIGHTS] = self.weights.get(*weight, kernel.weights)
         scratchpad = kernel.scratchpad
         if scratchpad.nbytes:
             memory = Memory(scratchpad)
             self._scratchpads.append(memory)
             memories[onednn.SCRATCHPAD] = memory
-        self._calls.append((layer, kernel.bind(memories)))
+        self._calls.append(_PlannedCall(layer, kernel, memories, weight))
 
-    def converted(
-        self,
-        layer: str,
-        x: Tensor,
-        dtype: int,
-        limits: Optional[tuple[float, float]] = None,
-    ) -> Tensor:
-        """Return `x` as `dtype` in NHWC; with limits as int8 of that range."""
-        scale = 1.0
-        if limits:
-            dtype, scale = int8_of(limits)
+    def converted(self, layer: str, x: Tensor, dtype: DType) -> Tensor:
+        """Return the values of `x` as float elements, of `dtype`, in NHWC."""
+        return self._reordered(layer, x, dtype, 1.0)
+
+    def quantized(self, layer: str, x: Tensor, limits: tuple[float, float]) -> Tensor:
+        """Return the values of `x` as int8 elements for a range, in NHWC."""
+        return self._reordered(layer, x, *int8_of(limits))
+
+    def _reordered(self, layer: str, x: Tensor, dtype: DType, scale: float) -> Tensor:
         descriptor = Descriptor(x.dims, dtype)
-        if x.scale == scale and x.descriptor == descriptor:
+        if x.scale == scale and x.descriptor.equals(descriptor):
             return x
-        result = self.tensor(x.dims, dtype, descriptor, scale)
+        result = self.tensor(
+            x.dims, dtype, descriptor, scale=scale, is_pooled=x.is_pooled
+        )
         scales = {onednn.SRC: x.scale, onednn.DST: scale}
         self.call(
             layer,
@@ -294,32 +286,84 @@ class Plan:
 
     def copied(self, layer: str, x: Tensor) -> Tensor:
         """Return a tensor with the elements of `x`."""
-        result = self.tensor(x.dims, x.dtype, x.descriptor, x.scale)
+        result = self.tensor(
+            x.dims, x.dtype, x.descriptor, scale=x.scale, is_pooled=x.is_pooled
+        )
         kernel = partial(onednn.reorder, x.descriptor, x.descriptor)
         self.call(layer, kernel, {onednn.SRC: x, onednn.DST: result})
         return result
 
+    def finish(self, logits: Tensor) -> Plan:
+        """Return the plan that computes `logits` (N, classes), float32.
+
+        The image and `logits` get their memory in each run, all else has it for good.
+        Raises PlanError for a result that is none of logits.
+        """
+        placed = [p for p in self._placed if p[1] is not logits.storage]
+        is_alone = len(placed) == len(self._placed) - 1
+        expected = Descriptor(logits.dims, DType.F32, Layout.AB)
+        if not (is_alone and logits.descriptor.equals(expected)):
+            raise PlanError(f"{logits.dims} are no logits (N, classes)")
+        storages = list(dict.fromkeys(storage for _, storage in placed))
+        size = lay_out(storages)
+        scratchpad = max((m.descriptor.nbytes for m in self._scratchpads), default=0)
+        arena = aligned(size + scratchpad)
+        address = arena.ctypes.data
+        for tensor, storage in placed:
+            start = tensor.start * tensor.dtype.nbytes
+            tensor.memory.point_to(address + storage.offset + start)
+        for memory in self._scratchpads:
+            memory.point_to(address + size)
+        calls = []
+        for layer, kernel, memories, weight in self._calls:
+            if weight:
+                packed = self.weights.packed(weight, kernel.weights)
+                memories = memories | {onednn.WEIGHTS: packed}
+            calls.append((layer, kernel.bind(memories)))
+        return Plan(
+            calls, self.image.memory, logits.memory, storages, arena, logits.dims[1]
+        )
+
+
+def lay_out(storages: Sequence[Storage]) -> int:
+    """Give each storage its offset, and return the bytes that they all take.
+
+    The largest comes first and lies where nothing is that is needed meanwhile.
+    """
+    done: list[Storage] = []
+    for storage in sorted(storages, key=lambda s: -s.nbytes):
+        others = sorted(
+            (o.offset, o.offset + o.nbytes)
+            for o in done
+            if o.first <= storage.last and storage.first <= o.last
+        )
+        offset = 0
+        for start, end in others:
+            if offset + storage.nbytes <= start:
+                break
+            offset = max(offset, end)
+        storage.offset = offset
+        done.append(storage)
+    return max((s.offset + s.nbytes for s in done), default=0)
+
 
 def constant(
     values: np.ndarray,
-    layout: int = onednn.A,
+    layout: Layout = Layout.A,
     dims: Optional[tuple[int, ...]] = None,
 ) -> Memory:
     """Return float32 values that are known when the plan is made."""
     array = np.ascontiguousarray(values, np.float32)
-    return Memory(Descriptor(dims or array.shape, F32, layout), array)
+    return Memory(Descriptor(dims or array.shape, DType.F32, layout), array)
 
 
-def int8_of(limits: tuple[float, float]) -> tuple[int, float]:
+def int8_of(limits: tuple[float, float]) -> tuple[DType, float]:
     """Return the type and the scale of MXNet's int8 for a range."""
     low, high = limits
     if low >= 0:
-        return U8, high / 255
-    return S8, max(-low, high) / 127
+        return DType.U8, high / 255
+    return DType.S8, max(-low, high) / 127
 
 
-def _aligned(nbytes: int) -> np.ndarray:
-    """Bytes that start at a line of the cache."""
-    buffer = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % _ALIGNMENT
-    return buffer[start : start + nbytes]
+def _whole_lines(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT

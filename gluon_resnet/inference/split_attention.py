@@ -18,11 +18,6 @@ FP32_LAYERS = {
 """Layers that stay fp32 in int8 models: a pattern of their names, and why."""
 FP32_OPERATORS = ("elemwise_add",)
 """Where no convolution takes these in, they sum up what the attention pools."""
-FOLLOWERS = {
-    "broadcast_mul": ("elemwise_add", "_contrib_quantize_v2"),
-    "elemwise_sub": ("broadcast_mul", "elemwise_add", "_contrib_quantize_v2"),
-}
-"""What may follow an operator within its step (steps.py)."""
 _PART = "_radix"
 
 
@@ -52,6 +47,18 @@ def poolings(graph: Graph) -> list[Node]:
         and node.attributes.get("global_pool")
         and node not in flattened
     ]
+
+
+def has_operator(node: Node) -> bool:
+    """Whether an operator that is used here alone is as operators.py expects it."""
+    source = node.input()
+    if node.op == "softmax":
+        return node.attributes["axis"] == 2 and source.op == "Reshape"
+    if node.op == "SliceChannel":
+        return node.attributes.get("axis") == 2 and source.op == "softmax"
+    if node.op == "Reshape":
+        return source.op in ("Convolution", "SliceChannel")
+    return False
 
 
 def _splits_as_convolutions(graph: Graph, arrays: dict[str, np.ndarray]) -> None:

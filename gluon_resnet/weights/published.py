@@ -156,7 +156,7 @@ def published_file(name: str) -> Optional[Checkpoint]:
 
     Where two ages of a file have the same name, the name is the newest's.
     """
-    files = _files()
+    files, name = _files(), name.partition("?")[0]
     return files.get(name) or files.get(name.rpartition("/")[2])
 
 
