@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,7 @@ def with_tables(text: str) -> str:
     return _TABLE.sub(lambda m: f"{m['name']}{m[2]}{table(m['name'])}\n", text)
 
 
+@cache
 def table(name: str) -> str:
     """Return a table by its name, as Markdown."""
     if name in _REPORTS:

@@ -111,7 +111,7 @@ def create_model(
     net.protocol = protocol
     he_normal = mx.init.Xavier(rnd_type="gaussian", factor_type="out", magnitude=2)
     devices = ctx if isinstance(ctx, (list, tuple)) else [ctx]
-    net.initialize(he_normal, ctx=[device(one) for one in devices])
+    net.initialize(he_normal, ctx=[device(each) for each in devices])
     if path is not None:
         source = empty_resnet(spec, num_classes=stored_classes)
         load_weights(source, path)

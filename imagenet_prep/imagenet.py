@@ -27,6 +27,7 @@ import numpy as np
 
 from gluon_resnet import command
 from gluon_resnet.errors import InputError
+from gluon_resnet.image_files import LeftOut
 from gluon_resnet.in_order import in_order
 from gluon_resnet.postprocess import synsets
 from imagenet_prep.archives import (
@@ -211,7 +212,7 @@ def prepare(
                     continue  # The class folders were removed after use.
                 _extract(split, download_dir, folder, dataset, workers)
             _check_counts(folder, split, dataset)
-            rows = image_rows(folder, dataset.wnids)
+            rows = image_rows(folder, dataset.wnids, LeftOut())
             write_listing(prefix, rows, shuffle=split == "train")
             if write_folder_records(folder, prefix, encoding=encoding, workers=workers):
                 written.append(target / f"{split}.rec")
@@ -273,13 +274,15 @@ def _extract(
 
 
 def _check_counts(folder: Path, split: str, dataset: DataSet) -> None:
-    wnids = class_folders(folder)
+    left_out = LeftOut()
+    wnids = class_folders(folder, left_out)
     if wnids != list(dataset.wnids):
         raise InputError(
             f"{folder} holds {len(wnids)} class folders, not the {len(dataset.wnids)} "
             "of the data set: remove it and extract the published archive again"
         )
-    count = sum(1 for _ in image_rows(folder, wnids))
+    count = sum(1 for _ in image_rows(folder, wnids, left_out))
+    left_out.tell(folder)
     if count != dataset.counts[split]:
         raise InputError(
             f"{folder} holds {count} images, the data set has {dataset.counts[split]}: "

@@ -9,7 +9,7 @@ import mxnet as mx
 import pytest
 from mxnet.gluon.contrib.nn import SyncBatchNorm
 
-from gluon_resnet import complexity, create_model
+from gluon_resnet import complexity, create_model, model_spec
 from gluon_resnet.errors import InputError
 from gluon_resnet.models.spec_pages import SPEC_PAGES
 from gluon_resnet.preprocess import Protocol
@@ -75,6 +75,23 @@ def test_net_is_counted_as_it_is():
     assert complexity(net).params == 11_689_512 - removed
     stem = 64 * 49 * 2 * 112 * 112
     assert complexity(net, 224).flops == 1_814_073_344 - 512 * 990 - stem
+
+
+@pytest.mark.parametrize("convention", ["macs", "openmmlab", "timm-page"])
+@pytest.mark.parametrize("model", ["resnest14d", "resnet18_v2", "cifar_resnet20_v1"])
+def test_parts_of_a_net_cost_what_they_cost_in_it(model, convention):
+    whole, headless, maps = (
+        complexity(create_model(model, **options), 64, convention)
+        for options in ({}, {"num_classes": 0}, {"features_only": True})
+    )
+    width, classes = model_spec(model).channels[-1], model_spec(model).num_classes
+    assert whole.params - headless.params == (width + 1) * classes
+    is_counted = convention == "macs"
+    assert whole.flops - headless.flops == width * classes * is_counted
+    if convention == "macs":  # after the stages come the pages' norms and pooling
+        assert maps.flops == headless.flops
+    else:
+        assert 0 < headless.flops - maps.flops < 0.001 * headless.flops
 
 
 def test_size_may_be_height_and_width():

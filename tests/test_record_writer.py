@@ -122,14 +122,16 @@ def test_shuffled_listing_is_the_one_of_im2recs_seed(tmp_path):
     assert rows != ROWS
 
 
-@pytest.mark.parametrize("name", ["a\tb", "a\nb", "a\rb", "\udcff"])
+@pytest.mark.parametrize("name", ["a\tb", "a\nb", "a\rb"])
 def test_name_that_breaks_a_line_is_refused(tmp_path, name):
     message = error_of(write_listing, tmp_path / "a", [(0, 0, name)], shuffle=False)
     assert message.startswith(f"the file name {name!r} cannot stand in a line of ")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["ä b.jpg", "a\x85b", "a\u2028b", "a\x0cb"])
+@pytest.mark.parametrize(
+    "name", ["ä b.jpg", "a\x85b", "a\u2028b", "a\x0cb", "caf\udce9", "'\""]
+)
 def test_other_names_are_kept(tmp_path, name):
     write_listing(tmp_path / "a", [(0, 0, name), (1, 0, "b")], shuffle=False)
     names = []

@@ -23,7 +23,8 @@ _GLOBAL_POOLING = {
 
 def traced(net: HybridBlock) -> Graph:
     """Return the graph of `net` in inference; its arrays are named as in `net`."""
-    graph = Graph.of(net(mx.sym.var(IMAGES)))
+    answer = net(mx.sym.var(IMAGES))
+    graph = Graph.of(mx.sym.Group(answer) if isinstance(answer, list) else answer)
     graph.replace(
         {Value(n): n.inputs[0] for n in graph.nodes if _acts_in_training_alone(n)}
     )
