@@ -50,7 +50,6 @@ def quantize(
     and weights or outputs that are not finite.
     """
     # Not at the top: --help must not wait for MXNet.
-
     from gluon_resnet.inference.calibration import calibrated
     from gluon_resnet.inference.coverage import missing_kernel
     from gluon_resnet.inference.int8 import Int8Card, Int8Model, packed
