@@ -2,7 +2,7 @@
 """What `create_model` returns: a network that knows its row and its pixels."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Optional, Union
 
 import mxnet as mx
@@ -44,7 +44,7 @@ class Network(Chain):
                 "with create_model"
             )
         batch = images if isinstance(images, (list, tuple)) else [images]
-        pixels = preprocess_batch(batch, **asdict(self.protocol))
+        pixels = preprocess_batch(batch, self.protocol)
         return mx.nd.array(pixels, ctx=self._contexts()[0])
 
     def forward_features(self, images: Union[np.ndarray, mx.nd.NDArray]):
