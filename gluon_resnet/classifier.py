@@ -14,7 +14,7 @@ import numpy as np
 from mxnet.gluon import HybridBlock
 
 from gluon_resnet import bundled
-from gluon_resnet.device import context
+from gluon_resnet.device import Device, device
 from gluon_resnet.errors import InputError
 from gluon_resnet.inference.form import Forward, check_precision, inference_form
 from gluon_resnet.inference.int8 import Int8Model, is_int8, load_int8
@@ -91,7 +91,7 @@ class Classifier:
 def init_model(
     name: str,
     weights: Union[str, Path, None] = None,
-    ctx: Union[mx.Context, str, None] = None,
+    ctx: Device = None,
     *,
     precision: Optional[str] = None,
     accept_licence: bool = False,
@@ -106,7 +106,7 @@ def init_model(
     its classifier decides the number of classes, and its card (`card.Card`), if it has
     one, the pixels and the class names; without a card the pixels are those of the
     weights that `name` stands for.
-    ctx: the device, or its name: "cpu", "gpu(0)".
+    ctx: the device, MXNet's own or named as in "gpu(0)"; default the CPU.
     precision: "fp32", "bf16" or "int8"; default that of the weights. int8 takes a file
     of `gluon_resnet.quantize` as weights.
     accept_licence: take weights under a non-commercial licence, too.
@@ -114,7 +114,7 @@ def init_model(
     (no other weights are taken in their place), and for a precision that is not the
     weights' or that this machine cannot run.
     """
-    ctx = context(ctx)
+    ctx = device(ctx)
     # A Path makes one slash of two.
     if is_url := re.match("(https?):/+(.+)", str(weights)):
         row = _published("{}://{}".format(*is_url.groups()), name)

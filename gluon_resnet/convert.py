@@ -48,6 +48,27 @@ def convert(
         return unnamed.replace(destination.with_name(named)), report
 
 
+def parser() -> command.Parser:
+    """Return the parser of `convert`."""
+    parser = command.Parser(
+        prog="python -m gluon_resnet.convert",
+        description="Write any published weights into a file of your own.",
+    )
+    parser.add_argument(
+        "source", metavar="SRC", help=".params, .safetensors, .pth or .onnx file"
+    )
+    parser.add_argument(
+        "destination",
+        metavar="DST",
+        help="NAME.params or NAME.safetensors; eight digits of its SHA-256 join NAME",
+    )
+    parser.add_argument("--model", required=True, metavar="NAME", help="whose they are")
+    parser.add_argument(
+        "--num-classes", type=int, metavar="N", help="classes, if not the model's own"
+    )
+    return parser
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Convert, print the path, and on standard error what was read."""
     path, report = convert(
@@ -66,17 +87,4 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = command.Parser(prog="python -m gluon_resnet.convert", description=__doc__)
-    parser.add_argument(
-        "source", metavar="SRC", help=".params, .safetensors, .pth or .onnx file"
-    )
-    parser.add_argument(
-        "destination",
-        metavar="DST",
-        help="NAME.params or NAME.safetensors; eight digits of its SHA-256 join NAME",
-    )
-    parser.add_argument("--model", required=True, metavar="NAME", help="whose they are")
-    parser.add_argument(
-        "--num-classes", type=int, metavar="N", help="classes, if not the model's own"
-    )
-    command.run(main, parser)
+    command.run(main, parser())

@@ -11,7 +11,7 @@ import numpy as np
 from mxnet.gluon import HybridBlock
 
 from gluon_resnet import models
-from gluon_resnet.device import context
+from gluon_resnet.device import device
 from gluon_resnet.errors import InputError
 from gluon_resnet.models import model_spec
 from gluon_resnet.models.names import resolve
@@ -111,7 +111,7 @@ def create_model(
     net.protocol = protocol
     he_normal = mx.init.Xavier(rnd_type="gaussian", factor_type="out", magnitude=2)
     devices = ctx if isinstance(ctx, (list, tuple)) else [ctx]
-    net.initialize(he_normal, ctx=[context(device) for device in devices])
+    net.initialize(he_normal, ctx=[device(each) for each in devices])
     if path is not None:
         source = empty_resnet(spec, num_classes=stored_classes)
         load_weights(source, path)

@@ -57,7 +57,15 @@ class Graph:
     @classmethod
     def of(cls, symbol: mx.sym.Symbol) -> "Graph":
         """Return the graph of a symbol."""
-        return cls._read(json.loads(symbol.tojson()))
+        return cls.from_json(symbol.tojson())
+
+    @classmethod
+    def from_json(cls, text: str) -> "Graph":
+        """Return the graph that MXNet wrote down as `text`.
+
+        Of another text it raises what reading it happens to raise.
+        """
+        return cls._read(json.loads(text))
 
     def symbol(self) -> mx.sym.Symbol:
         """Return the graph as a symbol."""

@@ -214,6 +214,18 @@ def ten_crop(
     )
 
 
+def pixels_of(image: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """Return the pixels of a prepared image: float32 RGB (H, W, 3) in [0, 255].
+
+    image: float32 (3, H, W) as `preprocess` gives it by `protocol`.
+    """
+    std, mean = (
+        np.reshape(np.float32(values), (3, 1, 1))
+        for values in (protocol.std, protocol.mean)
+    )
+    return np.clip((image * std + mean) * 255, 0, 255).transpose(1, 2, 0)
+
+
 def _protocol(given: Protocol | int | None, fields: dict[str, Any]) -> Protocol:
     known = Protocol.__dataclass_fields__
     for field in fields:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m gluon_resnet.quantize`: an int8 model from fp32 weights and images."""
+"""`gluon-resnet quantize`: an int8 model from fp32 weights and images."""
+
+from __future__ import annotations
 
 import argparse
 import os
@@ -7,23 +9,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-
-import mxnet as mx
-import numpy as np
-from mxnet.gluon import HybridBlock
+from typing import TYPE_CHECKING
 
 from gluon_resnet import command
-from gluon_resnet.classifier import Classifier, init_model
-from gluon_resnet.data.loader import Batches, permutation, validation_batches
-from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
-from gluon_resnet.graph import Graph
-from gluon_resnet.inference import split_attention
-from gluon_resnet.inference.calibration import calibrated
-from gluon_resnet.inference.coverage import missing_kernel
-from gluon_resnet.inference.int8 import Int8Card, Int8Model, packed, save_int8
-from gluon_resnet.inference.rewrites import FP32_LAYERS, inference_graph
-from gluon_resnet.models.traced import layer_names
+from gluon_resnet.files import check_writable
+from gluon_resnet.model_options import add_model_options, load_model
+
+if TYPE_CHECKING:
+    import mxnet as mx
+    from mxnet.gluon import HybridBlock
+
+    from gluon_resnet.classifier import Classifier
+    from gluon_resnet.data.loader import Batches
+    from gluon_resnet.inference.int8 import Int8Model
 
 CALIBRATIONS = ("naive", "entropy")
 _BATCH_SIZE = 8  # all layers' outputs are in memory at once
@@ -50,6 +49,14 @@ def quantize(
     for an option out of range, a pattern without a layer, a record that cannot be read,
     and weights or outputs that are not finite.
     """
+    # Not at the top: --help must not wait for MXNet.
+
+    from gluon_resnet.inference.calibration import calibrated
+    from gluon_resnet.inference.coverage import missing_kernel
+    from gluon_resnet.inference.int8 import Int8Card, Int8Model, packed
+    from gluon_resnet.inference.rewrites import inference_graph
+    from gluon_resnet.progress import progress
+
     if calibration not in CALIBRATIONS:
         raise InputError(
             f"calibration {calibration!r} is unknown; use {' or '.join(CALIBRATIONS)}"
@@ -70,6 +77,7 @@ def quantize(
             "a net with BatchNorm"
         )
     batches = _calibration_batches(model, rec, images)
+    title = f"calibrating {model.name}"
     # MXNet's passes announce themselves on standard error unless told not to.
     os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
     fused = graph.symbol().get_backend_symbol("MKLDNN_QUANTIZE")
@@ -77,7 +85,7 @@ def quantize(
         fused,
         arrays,
         _fp32_nodes(fused, net, excluded),
-        lambda: (batch for batch, _ in batches),
+        lambda: (batch for batch, _ in progress(title, batches, unit="batches")),
         calibration,
     )
     card = Int8Card(
@@ -92,6 +100,8 @@ def quantize(
 
 
 def _check_finite(net: HybridBlock, model: str) -> None:
+    import numpy as np
+
     for name, parameter in net._collect_params_with_prefix().items():
         if not np.isfinite(parameter.data().asnumpy()).all():
             raise InputError(
@@ -102,6 +112,9 @@ def _check_finite(net: HybridBlock, model: str) -> None:
 
 def _excluded(net: HybridBlock, exclude: Sequence[str]) -> dict[str, str]:
     """Return the layers that stay fp32, in the net's order, with their reasons."""
+    from gluon_resnet.inference.rewrites import FP32_LAYERS
+    from gluon_resnet.models.traced import layer_names
+
     layers = dict.fromkeys(layer_names(net).values())
     for pattern in exclude:
         if not any(fnmatch(layer, pattern) for layer in layers):
@@ -119,6 +132,9 @@ def _excluded(net: HybridBlock, exclude: Sequence[str]) -> dict[str, str]:
 
 
 def _calibration_batches(model: Classifier, rec: Path, images: int) -> Batches:
+    from gluon_resnet.data.loader import permutation, validation_batches
+    from gluon_resnet.data.records import RecordFile
+
     if images < 1:
         raise InputError(f"images is {images}; calibration needs at least 1")
     records = RecordFile.open(rec, num_classes=None)
@@ -135,6 +151,10 @@ def _fp32_nodes(
 
     They have the arrays of `excluded` layers, or are the pooling of an attention.
     """
+    from gluon_resnet.graph import Graph
+    from gluon_resnet.inference import split_attention
+    from gluon_resnet.models.traced import layer_names
+
     graph = Graph.of(fused)
     layers = layer_names(net)
     fp32 = split_attention.poolings(graph)
@@ -145,34 +165,15 @@ def _fp32_nodes(
     return [node.name for node in fp32]
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Quantize, write, print the path, and on standard error what stays fp32."""
-    model = init_model(
-        arguments.model, arguments.weights, accept_licence=arguments.accept_licence
+def parser() -> command.Parser:
+    """Return the parser of `quantize`."""
+    parser = command.Parser(
+        prog="python -m gluon_resnet.quantize",
+        description="Make an int8 model from fp32 weights and images.",
     )
-    quantized = quantize(
-        model,
-        arguments.rec,
-        images=arguments.images,
-        calibration=arguments.calibration,
-        exclude=arguments.exclude,
-    )
-    print(save_int8(arguments.out, quantized))
-    card = quantized.card
-    print(
-        f"{card.model}, calibrated on {card.images} images ({card.calibration})",
-        file=sys.stderr,
-    )
-    for layer, reason in card.excluded.items():
-        print(f"fp32: {layer} ({reason})", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    parser = command.Parser(prog="python -m gluon_resnet.quantize", description=__doc__)
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="file to write, by custom NAME.int8")
-    add("--model", required=True, metavar="NAME[.TAG]", help="model to quantize")
-    add("--weights", type=Path, metavar="FILE", help="a file of your own for --model")
+    add_model_options(parser, required=True, help="model to quantize")
     add("--rec", type=Path, required=True, metavar="FILE", help="images: .rec and .idx")
     add("--images", type=int, default=500, metavar="N", help="how many to calibrate on")
     add(
@@ -188,9 +189,30 @@ if __name__ == "__main__":
         metavar="LAYER",
         help="layers to leave fp32, such as stem.conv1 or 'stage4.*'",
     )
-    add(
-        "--accept-licence",
-        action="store_true",
-        help="load weights under a non-commercial licence, too",
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Quantize, write, print the path, and on standard error what stays fp32."""
+    check_writable(arguments.out)
+    quantized = quantize(
+        load_model(arguments),
+        arguments.rec,
+        images=arguments.images,
+        calibration=arguments.calibration,
+        exclude=arguments.exclude,
     )
-    command.run(main, parser)
+    from gluon_resnet.inference.int8 import save_int8
+
+    print(save_int8(arguments.out, quantized))
+    card = quantized.card
+    print(
+        f"{card.model}, calibrated on {card.images} images ({card.calibration})",
+        file=sys.stderr,
+    )
+    for layer, reason in card.excluded.items():
+        print(f"fp32: {layer} ({reason})", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    command.run(main, parser())

@@ -213,6 +213,19 @@ def prepare(
     return written
 
 
+def parser() -> command.Parser:
+    """Return the parser of this command."""
+    parser = command.Parser(
+        prog="python -m imagenet_prep.cifar",
+        description="Turn a published archive of CIFAR into record files.",
+    )
+    add = parser.add_argument
+    add("--archive", type=Path, required=True, help="as published, python or binary")
+    add("--target", type=Path, required=True, help="folder for the record files")
+    add("--workers", type=int, help="threads; as many as cores if not given")
+    return parser
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Print the paths of the record files written."""
     written = prepare(arguments.archive, arguments.target, workers=arguments.workers)
@@ -291,12 +304,4 @@ def _read_batch(archive: Path, name: str, content: bytes, layout: Layout) -> Bat
 
 
 if __name__ == "__main__":
-    parser = command.Parser(
-        prog="python -m imagenet_prep.cifar",
-        description="Turn a published archive of CIFAR into record files.",
-    )
-    add = parser.add_argument
-    add("--archive", type=Path, required=True, help="as published, python or binary")
-    add("--target", type=Path, required=True, help="folder for the record files")
-    add("--workers", type=int, help="threads; as many as cores if not given")
-    command.run(main, parser)
+    command.run(main, parser())

@@ -134,6 +134,19 @@ def prepare(
     return written
 
 
+def parser() -> command.Parser:
+    """Return the parser of this command."""
+    parser = command.Parser(
+        prog="python -m imagenet_prep.cub",
+        description="Turn CUB-200-2011 into record files.",
+    )
+    add = parser.add_argument
+    add("--archive", type=Path, required=True, help="the file CUB_200_2011.tgz")
+    add("--target", type=Path, required=True, help="folder for images and records")
+    add_options(parser)
+    return parser
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Print the paths of the record files written."""
     written = prepare(
@@ -163,12 +176,4 @@ def _check_counts(folder: Path, counts: Mapping[str, int]) -> None:
 
 
 if __name__ == "__main__":
-    parser = command.Parser(
-        prog="python -m imagenet_prep.cub",
-        description="Turn CUB-200-2011 into record files.",
-    )
-    add = parser.add_argument
-    add("--archive", type=Path, required=True, help="the file CUB_200_2011.tgz")
-    add("--target", type=Path, required=True, help="folder for images and records")
-    add_options(parser)
-    command.run(main, parser)
+    command.run(main, parser())

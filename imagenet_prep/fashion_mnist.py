@@ -161,13 +161,8 @@ def convert(
     return written
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Print the paths of the record files written."""
-    written = convert(arguments.source, arguments.target)
-    print_written(written, len(SPLITS), arguments.target)
-
-
-if __name__ == "__main__":
+def parser() -> command.Parser:
+    """Return the parser of this command."""
     parser = command.Parser(
         prog="python -m imagenet_prep.fashion_mnist",
         description="Turn the IDX files of Fashion-MNIST into record files.",
@@ -175,4 +170,14 @@ if __name__ == "__main__":
     add = parser.add_argument
     add("--source", type=Path, default=DEBIAN_FOLDER, help="folder of the IDX files")
     add("--target", type=Path, required=True, help="folder for the record files")
-    command.run(main, parser)
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Print the paths of the record files written."""
+    written = convert(arguments.source, arguments.target)
+    print_written(written, len(SPLITS), arguments.target)
+
+
+if __name__ == "__main__":
+    command.run(main, parser())

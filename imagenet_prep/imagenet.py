@@ -27,6 +27,8 @@ import numpy as np
 
 from gluon_resnet import command
 from gluon_resnet.errors import InputError
+from gluon_resnet.image_files import LeftOut
+from gluon_resnet.in_order import in_order
 from gluon_resnet.postprocess import synsets
 from imagenet_prep.archives import (
     begin,
@@ -41,7 +43,7 @@ from imagenet_prep.archives import (
 from imagenet_prep.encoding import Encoding, add_options, encoding_of
 from imagenet_prep.folder import class_folders, image_rows, write_folder_records
 from imagenet_prep.record_writer import write_listing
-from imagenet_prep.working import in_order, print_written, progress, working_in
+from imagenet_prep.working import print_written, progress, working_in
 
 TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 VAL_ARCHIVE = "ILSVRC2012_img_val.tar"
@@ -210,11 +212,26 @@ def prepare(
                     continue  # The class folders were removed after use.
                 _extract(split, download_dir, folder, dataset, workers)
             _check_counts(folder, split, dataset)
-            rows = image_rows(folder, dataset.wnids)
+            rows = image_rows(folder, dataset.wnids, LeftOut())
             write_listing(prefix, rows, shuffle=split == "train")
             if write_folder_records(folder, prefix, encoding=encoding, workers=workers):
                 written.append(target / f"{split}.rec")
     return written
+
+
+def parser() -> command.Parser:
+    """Return the parser of this command."""
+    parser = command.Parser(
+        prog="python -m imagenet_prep.imagenet",
+        description="Turn the official files of ImageNet into record files.",
+    )
+    add = parser.add_argument
+    add("--download-dir", type=Path, required=True, help="folder of the official files")
+    add("--target", type=Path, required=True, help="folder for images and records")
+    add("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="splits to prepare")
+    add("--skip-checksums", action="store_true", help="do not verify the files")
+    add_options(parser)
+    return parser
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -257,13 +274,15 @@ def _extract(
 
 
 def _check_counts(folder: Path, split: str, dataset: DataSet) -> None:
-    wnids = class_folders(folder)
+    left_out = LeftOut()
+    wnids = class_folders(folder, left_out)
     if wnids != list(dataset.wnids):
         raise InputError(
             f"{folder} holds {len(wnids)} class folders, not the {len(dataset.wnids)} "
             "of the data set: remove it and extract the published archive again"
         )
-    count = sum(1 for _ in image_rows(folder, wnids))
+    count = sum(1 for _ in image_rows(folder, wnids, left_out))
+    left_out.tell(folder)
     if count != dataset.counts[split]:
         raise InputError(
             f"{folder} holds {count} images, the data set has {dataset.counts[split]}: "
@@ -303,14 +322,4 @@ def _read_meta(content: bytes, devkit: Path) -> dict[int, str]:
 
 
 if __name__ == "__main__":
-    parser = command.Parser(
-        prog="python -m imagenet_prep.imagenet",
-        description="Turn the official files of ImageNet into record files.",
-    )
-    add = parser.add_argument
-    add("--download-dir", type=Path, required=True, help="folder of the official files")
-    add("--target", type=Path, required=True, help="folder for images and records")
-    add("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="splits to prepare")
-    add("--skip-checksums", action="store_true", help="do not verify the files")
-    add_options(parser)
-    command.run(main, parser)
+    command.run(main, parser())

@@ -31,13 +31,16 @@ def write_index(rec: Path) -> Path:
     index = rec.with_suffix(".idx")
     if rec == index or not rec.is_file():
         raise InputError(f"{rec} is no record file: give the path of a .rec")
-    identifiers, offsets = array("Q"), array("Q")
-    with progress(f"reading {rec.name}", rec.stat().st_size, "B") as advance:
+    identifiers, offsets = array("Q"), array("Q", [0])
+    size = rec.stat().st_size
+    with progress(f"reading {rec.name}", size, "B") as advance:
         for offset, content in records_in(rec):
             _, _, identifier, _ = HEADER.unpack_from(content)
             identifiers.append(identifier)
+            advance(offset - offsets[-1])
             offsets.append(offset)
-            advance(len(content))
+        advance(size - offsets[-1])
+    del offsets[0]
     if not offsets:
         raise InputError(f"{rec} is empty: write it again")
     unique = len(np.unique(np.array(identifiers))) == len(identifiers)

@@ -1,30 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the long commands share: one run a folder, worker threads, progress.
+"""What the long commands share: one run a folder, and progress."""
 
-The workers are threads: reading files, decoding, resizing and encoding leave Python's
-lock alone, and a killed run leaves no process behind.
-"""
-
-import errno
-import os
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional, TypeVar
 
 from tqdm import tqdm
 
 from gluon_resnet.errors import InputError
-from gluon_resnet.files import locked
+from gluon_resnet.files import FULL, locked
 
 SECONDS_BETWEEN_LINES = 30.0
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @contextmanager
@@ -38,40 +26,12 @@ def working_in(target: Path) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             raise InputError(
                 f"{target} cannot hold more ({error.strerror}): make room and give the "
                 "same command again, it goes on from there"
             ) from error
-
-
-def in_order(
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
-    *,
-    workers: Optional[int] = None,
-) -> Iterator[Result]:
-    """The results of `function`, computed by threads, in the order of `items`.
-
-    As many threads as cores if `workers` is None. At most four items a thread are
-    taken ahead, so that memory stays bounded.
-    """
-    if workers is None:
-        workers = len(os.sched_getaffinity(0))
-    if workers < 1:
-        raise InputError(f"{workers} workers do no work: give at least 1")
-    waiting = deque()
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) == 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def print_written(written: Sequence[Path], wanted: int, target: Path) -> None:

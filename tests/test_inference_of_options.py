@@ -28,7 +28,7 @@ from gluon_resnet.training.step import TrainingStep
 
 # Of the largest logit, as in test_inference.py.
 FP32_TOLERANCE = 3e-6
-BF16_TOLERANCE = 0.012
+TOLERANCES = {"fp32": FP32_TOLERANCE, "bf16": 0.012}
 NETS = ["cifar_resnet20_v1", "cifar_resnet20_v2", "resnest14d"]
 
 
@@ -76,7 +76,7 @@ FUSED = {
     "no_scale": {"norm_options": {"scale": False}},
     "no_center": {"norm_options": {"center": False}},
     "negative_axis": {"norm_options": {"axis": -3}},
-    "one_channel": {"in_channels": 1, "num_classes": 3},
+    "one_channel": {"in_channels": 1, "num_classes": 100},
     "together": {
         "dropout": 0.2,
         "drop_path": 0.2,
@@ -123,19 +123,25 @@ def difference(found, expected):
     return np.abs(found - expected).max() / np.abs(expected).max()
 
 
-def assert_fused_forms_answer(expected, net, images):
-    fp32, bf16 = (inference_form(net, precision=p) for p in ("fp32", "bf16"))
-    assert isinstance(fp32, PlannedForm)
-    assert difference(fp32(images), expected) < FP32_TOLERANCE
-    assert difference(bf16(images), expected) < BF16_TOLERANCE
+def assert_fused_form_answers(expected, net, images, precision="fp32"):
+    form = inference_form(net, precision=precision)
+    assert isinstance(form, PlannedForm)
+    assert difference(form(images), expected) < TOLERANCES[precision]
 
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("options", FUSED.values(), ids=FUSED)
-def test_fused_forms_answer_as_the_net_does(name, options):
+def test_fused_form_answers_as_the_net_does(name, options):
     net = drawn(name, **options)
     images = images_for(net)
-    assert_fused_forms_answer(net(images), net, images)
+    assert_fused_form_answers(net(images), net, images)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_fused_bf16_form_answers_as_the_net_does(name):
+    net = drawn(name, **FUSED["together"])
+    images = images_for(net)
+    assert_fused_form_answers(net(images), net, images, "bf16")
 
 
 REGULARISED = {"dropout": 0.5, "drop_block": 0.5, "drop_path": [0.5] * 4}
@@ -147,10 +153,10 @@ def test_regularisers_leave_no_trace_in_the_inference_graph():
     assert regularised.symbol().tojson() == plain.symbol().tojson()
 
 
-def test_fused_forms_of_a_regularised_net_answer_as_the_net_does():
+def test_fused_form_of_a_regularised_net_answers_as_the_net_does():
     net = drawn("resnest14d", **REGULARISED)
     images = images_for(net)
-    assert_fused_forms_answer(net(images), net, images)
+    assert_fused_form_answers(net(images), net, images)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -204,7 +210,15 @@ def test_form_of_mxnets_operators_refuses_images_that_do_not_fit():
             f"images of shape {shape} do not fit this network; give (N, C, H, W) with "
             "its number of channels and some pixels more"
         )
-    assert form(mx.nd.zeros((1, 3, 32, 32))).shape == (1, 10)
+    for count in (1, 0):
+        assert form(mx.nd.empty((count, 3, 32, 32))).shape == (count, 10)
+
+
+def test_form_of_mxnets_operators_refuses_images_on_another_device():
+    form = inference_form(create_model("cifar_resnet20_v1", norm_layer=nn.InstanceNorm))
+    with pytest.raises(InputError) as error:
+        form(mx.nd.zeros((1, 3, 32, 32), ctx=mx.cpu(1)))
+    assert str(error.value) == "images on cpu(1); give images on cpu(0)"
 
 
 def test_form_of_mxnets_operators_keeps_its_values_when_the_net_is_trained_on():
@@ -300,10 +314,12 @@ TRAINED = {
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name, options", TRAINED.items(), ids=TRAINED)
-def test_forms_of_a_trained_net_are_fp32_and_right(name, options, precision):
+def test_forms_of_a_trained_net_answer_as_its_copy_does(name, options, precision):
     net = trained(name, precision, **options)
     images = images_for(net)
-    assert_fused_forms_answer(copied(net)(images), net, images)
+    expected = copied(net)(images)
+    for of_form in ("fp32", "bf16"):
+        assert_fused_form_answers(expected, net, images, of_form)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -2,6 +2,7 @@
 """Recipes against what their sources say, and what can be done with a recipe."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -18,6 +19,7 @@ from gluon_resnet.models.spec_pages import SPEC_PAGES
 from gluon_resnet.preprocess import Protocol, preprocess
 from gluon_resnet.training.recipe import (
     Recipe,
+    class_names,
     described,
     drop_block_at,
     for_batch_size,
@@ -89,7 +91,7 @@ ZOO = {
 }
 GLUONCV = {"optimizer": "nag", "batch_size": 1024, "epochs": 120, "warmup_epochs": 5}
 TRICKS = {"label_smoothing": 0.1, "decay_norm_and_bias": False, "last_gamma": True}
-HALF = {"precision": "fp16"}
+MIXED = {"precision": "mixed"}
 MIXUP = {"epochs": 200, "mixup": 0.2}
 RESNEST = {
     **TRICKS,
@@ -154,7 +156,7 @@ SOURCES = [
     (
         "resnet50_v1b.openmmlab_8xb32-{}",
         {"fp16": 76.30},
-        {**OPENMMLAB, **HALF},
+        {**OPENMMLAB, **MIXED},
         MMCV,
         BY_30,
         (CROP, FLIP),
@@ -257,7 +259,7 @@ SOURCES = [
     (
         "resnet{}.gluoncv",
         {"101_v1": 78.34, "101_v2": 78.53},
-        {**GLUONCV, **HALF},
+        {**GLUONCV, **MIXED},
         GLUON,
         cosine_rates(0.4, 120),
         GLUON_IMAGES,
@@ -265,7 +267,7 @@ SOURCES = [
     (
         "resnet{}.gluoncv",
         {"152_v2": 79.21},
-        {**GLUONCV, **HALF, "epochs": 180},
+        {**GLUONCV, **MIXED, "epochs": 180},
         GLUON,
         cosine_rates(0.4, 180),
         GLUON_IMAGES,
@@ -278,7 +280,7 @@ SOURCES = [
             **{"101_v1c.gluoncv": 79.60, "50_v1d.gluoncv_00319ddc": 78.48},
             "101_v1d.gluoncv_8659a9d6": 79.78,
         },
-        {**GLUONCV, **TRICKS, **HALF},
+        {**GLUONCV, **TRICKS, **MIXED},
         GLUON,
         cosine_rates(0.4, 120),
         GLUON_IMAGES,
@@ -302,7 +304,7 @@ SOURCES = [
     (
         "resnet{}_v1d.gluoncv",
         {50: 79.15, 101: 80.51},
-        {**GLUONCV, **TRICKS, **HALF, **MIXUP},
+        {**GLUONCV, **TRICKS, **MIXED, **MIXUP},
         GLUON,
         cosine_rates(0.4, 200),
         GLUON_IMAGES,
@@ -533,7 +535,7 @@ def test_fashion_mnist_is_what_trained_the_bundled_checkpoint():
 def test_unknown_recipe_names_the_nearest():
     assert error_of(recipe_named, "resnest50d") == (
         "unknown recipe 'resnest50d'; nearest: resnest50d.in1k, resnest200e.in1k, "
-        "resnest101e.in1k; `python -m gluon_resnet.train --help` lists all"
+        "resnest101e.in1k; `python -m gluon_resnet.train --list-recipes` lists all"
     )
     assert "; no name is near; " in error_of(recipe_named, "%")
     assert recipe_named("fashion_mnist") is FASHION
@@ -600,13 +602,34 @@ def test_set_batch_size_scales_the_rate_unless_that_is_set(settings, rate):
         ("warmup_from=2", "warmup_from is 2.0; it must be from 0 to 1"),
         ("loss=focal", "loss is 'focal'; it must be cross_entropy or binary"),
         ("optimizer=adam", "optimizer is 'adam'; it must be sgd, nag or lamb"),
-        ("precision=int8", "precision is 'int8'; it must be fp32, bf16 or fp16"),
+        ("precision=int8", "precision is 'int8'; it must be fp32, bf16, fp16 or mixed"),
         ("lr_scaling=root", "lr_scaling is 'root'; it must be linear or none"),
         (
             "warmup_epochs=40",
             (
-                "warmup_epochs is 40.0 of 40 epochs; it must be less: lower it or "
-                "raise epochs"
+                "warmup_epochs is 40 of 40 epochs; it must be less: set "
+                "warmup_epochs=4, too, or raise epochs"
+            ),
+        ),
+        (
+            "epochs=1",
+            (
+                "warmup_epochs is 1 of 1 epochs; it must be less: set "
+                "warmup_epochs=0, too, or raise epochs"
+            ),
+        ),
+        (
+            "num_classes=5",
+            (
+                "num_classes is 5, and data_set fashion_mnist has 10 classes: set the "
+                "one that is right, or data_set=none"
+            ),
+        ),
+        (
+            "data_set=cifar100",
+            (
+                "num_classes is 10, and data_set cifar100 has 100 classes: set the one "
+                "that is right, or data_set=none"
             ),
         ),
         ("accumulate=3", "accumulate is 3; it must divide the batch size of 128"),
@@ -621,6 +644,32 @@ def test_set_batch_size_scales_the_rate_unless_that_is_set(settings, rate):
 )
 def test_a_bad_setting_is_said_in_one_line(setting, message):
     assert error_of(with_settings, FASHION, [setting]) == message
+
+
+def test_an_unknown_data_set_is_said():
+    message = error_of(with_settings, FASHION, ["data_set=cifar-10"])
+    assert re.fullmatch(
+        r"data_set is 'cifar-10': data set 'cifar-10' is unknown; use \w+( or \w+)*, a "
+        "file of class names, a line each, or none",
+        message,
+    )
+
+
+def test_class_names_come_from_the_data_set_or_a_file(tmp_path):
+    assert class_names(FASHION)[0] == "T-shirt/top"
+    assert class_names(replace(FASHION, data_set=None)) is None
+    path = tmp_path / "classes.txt"
+    path.write_text("Zebra\nÖlsardine\n", encoding="utf-8")
+    settings = [f"data_set={path}", "num_classes=2"]
+    assert class_names(with_settings(FASHION, settings)) == ("Zebra", "Ölsardine")
+    assert error_of(with_settings, FASHION, settings[:1]) == (
+        f"num_classes is 10, and data_set {path} has 2 classes: set the one that is "
+        "right, or data_set=none"
+    )
+    path.write_bytes(b"\xff\n\xfe\n")
+    assert error_of(with_settings, FASHION, settings) == (
+        f"data_set {path} is no text in UTF-8: give a file of class names, a line each"
+    )
 
 
 def test_an_unknown_model_is_said():
@@ -673,14 +722,14 @@ def test_a_recipe_out_of_range_cannot_be_made():
 @pytest.mark.parametrize("name", RECIPES)
 def test_smoke_is_small_and_leaves_every_branch(name):
     recipe, small = RECIPES[name], smoke(RECIPES[name])
-    assert (small.epochs, small.batch_size, small.precision) == (2, 8, "fp32")
+    assert (small.epochs, small.batch_size) == (2, 8)
     assert small.protocol.size <= 72 and training_pixels(small).size <= 72
     assert small.source == f"smoke run of: {recipe.source}"
     assert small.initial_weights is small.published_top1 is None
     assert (small.warmup_epochs > 0) == (recipe.warmup_epochs > 0)
     same = {f.name for f in fields(Recipe)} - {
         *("source", "protocol", "train_size", "published_top1", "initial_weights"),
-        *("epochs", "warmup_epochs", "batch_size", "learning_rate", "precision"),
+        *("epochs", "warmup_epochs", "batch_size", "learning_rate"),
     }
     for field in same:
         assert getattr(small, field) == getattr(recipe, field), field

@@ -2,6 +2,7 @@
 """The index of a record file, made from the file itself."""
 
 import re
+import shlex
 
 import mxnet as mx
 import numpy as np
@@ -102,15 +103,18 @@ def test_what_is_no_record_file_is_refused(rec, tmp_path):
 
 def test_command_prints_the_path_of_the_index(rec, capsys):
     index.main(index.parser().parse_args([str(rec)]))
-    assert capsys.readouterr().out == f"{rec.with_suffix('.idx')}\n"
+    size = rec.stat().st_size
+    told = capsys.readouterr()
+    assert told.out == f"{rec.with_suffix('.idx')}\n"
+    assert told.err == f"reading a.rec: {size:,} of {size:,} B\n"
 
 
 def test_records_are_read_after_the_remedy_of_the_error(rec):
-    rec.with_suffix(".idx").unlink()
+    rec = rec.rename(rec.with_name("my 'own'.rec"))
     message = error_of(lambda: RecordFile.open(rec, num_classes=None))
-    command = message.partition(": make it with ")[2]
-    assert command == f"python -m imagenet_prep.index {rec}"
-    index.main(index.parser().parse_args(command.split()[3:]))
+    python, m, module, *arguments = shlex.split(message.partition(": make it with ")[2])
+    assert (python, m, module) == ("python", "-m", "imagenet_prep.index")
+    index.main(index.parser().parse_args(arguments))
     records = RecordFile.open(rec, num_classes=None)
     assert list(records.offsets) == KEYS
     np.testing.assert_array_equal(records.labels(11), [1])

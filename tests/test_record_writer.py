@@ -14,6 +14,7 @@ import pytest
 
 from gluon_resnet.data.records import MAGIC
 from gluon_resnet.errors import InputError
+from gluon_resnet.in_order import in_order
 from imagenet_prep import record_writer, working
 from imagenet_prep.record_writer import (
     frame,
@@ -21,7 +22,7 @@ from imagenet_prep.record_writer import (
     write_listing,
     write_records,
 )
-from imagenet_prep.working import in_order, progress, working_in
+from imagenet_prep.working import progress, working_in
 
 ROWS = [(key, key % 3, f"{key % 3}/{key}.jpg") for key in range(7)]
 
@@ -121,14 +122,16 @@ def test_shuffled_listing_is_the_one_of_im2recs_seed(tmp_path):
     assert rows != ROWS
 
 
-@pytest.mark.parametrize("name", ["a\tb", "a\nb", "a\rb", "\udcff"])
+@pytest.mark.parametrize("name", ["a\tb", "a\nb", "a\rb"])
 def test_name_that_breaks_a_line_is_refused(tmp_path, name):
     message = error_of(write_listing, tmp_path / "a", [(0, 0, name)], shuffle=False)
     assert message.startswith(f"the file name {name!r} cannot stand in a line of ")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["ä b.jpg", "a\x85b", "a\u2028b", "a\x0cb"])
+@pytest.mark.parametrize(
+    "name", ["ä b.jpg", "a\x85b", "a\u2028b", "a\x0cb", "caf\udce9", "'\""]
+)
 def test_other_names_are_kept(tmp_path, name):
     write_listing(tmp_path / "a", [(0, 0, name), (1, 0, "b")], shuffle=False)
     names = []
@@ -282,6 +285,7 @@ import resource, sys
 from pathlib import Path
 from imagenet_prep.folder import convert
 from gluon_resnet.errors import InputError
+from gluon_resnet.in_order import in_order
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), -1))
 try:
     convert(Path(sys.argv[1]), Path(sys.argv[2]))

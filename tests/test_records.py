@@ -10,7 +10,7 @@ import pytest
 from mxnet.recordio import IRHeader, MXIndexedRecordIO, pack
 
 from gluon_resnet.data.loader import validation_batches
-from gluon_resnet.data.records import MAGIC, NO_LABEL, RecordFile, in_memory
+from gluon_resnet.data.records import MAGIC, NO_LABEL, RecordFile
 from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import Protocol
 
@@ -225,13 +225,6 @@ def test_what_is_no_record_file_is_named(path, tmp_path):
     other = tmp_path / "b.rec"
     error = error_of(RecordFile.open, other, num_classes=4)
     assert error == f"{other} is not there; {rule}"
-
-
-def test_memory_holds_what_the_file_holds(records):
-    read = in_memory(records)
-    for key in KEYS:
-        assert read(key)[0] == records.read(key)[0]
-        np.testing.assert_array_equal(read(key)[1], records.read(key)[1])
 
 
 def test_validation_shows_each_image_once_in_order(records):

@@ -12,11 +12,14 @@ ROOMS = [
     "errors",
     "precision",
     "nearest",
+    "in_order",
+    "interrupt",
     "random_streams",
     "cpu",
     "_before_mxnet",
     "lazy",
     "files",
+    "progress",
     "command",
     "device",
     "graph",
@@ -27,6 +30,7 @@ ROOMS = [
     "bundled",
     "models",
     "weights",
+    "image_sources",
     "data",
     "predictions",
     "cam",
@@ -34,6 +38,7 @@ ROOMS = [
     "training",
     "inference",
     "classifier",
+    "model_options",
 ]
 COMMANDS = ["infer", "validate", "train", "quantize", "benchmark", "convert"]
 

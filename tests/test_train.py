@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,11 +30,16 @@ from gluon_resnet.errors import InputError
 from gluon_resnet.models import model_spec
 from gluon_resnet.predictions import validate
 from gluon_resnet.preprocess import Protocol
+from gluon_resnet.train import main, numbered_folder, parser
 from gluon_resnet.training import loop as module
-from gluon_resnet.training.loop import train, training_net
+from gluon_resnet.training.interrupts import Interrupted
+from gluon_resnet.training.loop import train
+from gluon_resnet.training.network import training_net
 from gluon_resnet.training.recipe import smoke
 from gluon_resnet.training.recipes import RECIPES
-from gluon_resnet.training.run_state import Interrupted, checkpoints, load_state
+from gluon_resnet.training.run import Run, versions
+from gluon_resnet.training.run_state import checkpoints, load_state
+from gluon_resnet.training.step import Answer, TrainingStep
 from imagenet_prep.fashion_mnist import write_split
 
 TOY = replace(
@@ -99,8 +105,14 @@ def parameters_of(out, name=f"{TOY.model}.params"):
     return {name: value.asnumpy().tobytes() for name, value in values.items()}
 
 
+def logged(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
 def outcome(history):
-    return [(entry["loss"], entry["top1"], entry["top5"]) for entry in history]
+    """All of the entries but the times."""
+    times = ("seconds", "seconds_left", "images_per_second")
+    return [{k: v for k, v in entry.items() if k not in times} for entry in history]
 
 
 def test_training_learns_the_toy_set(finished):
@@ -117,6 +129,8 @@ def test_folder_holds_weights_logs_and_two_checkpoints(finished):
         "cifar_resnet20_v1.params",
         "curves.png",
         "log.jsonl",
+        "recipe.json",
+        "run.json",
         "step-00000024.npz",
         "step-00000036.npz",
         "tensorboard",
@@ -125,7 +139,7 @@ def test_folder_holds_weights_logs_and_two_checkpoints(finished):
 
 def test_log_has_a_line_for_each_report_and_each_epoch(finished):
     out, history = finished
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    lines = logged(out)
     assert [line for line in lines if "top1" in line] == history
     assert [(entry["epoch"], entry["step"]) for entry in history] == [
         (1, 12),
@@ -164,7 +178,9 @@ class BreakError(Exception):
         (os, "fsync"),  # while a checkpoint is being written
         (Path, "replace"),  # when it is written, but has not got its name
         (Path, "unlink"),  # before an older one goes
-        (module, "save_state"),  # after the epoch's line in the log
+        (Run, "save"),  # before the checkpoint of the epoch
+        (module, "publish"),  # after it, and after the epoch's line in the log
+        (module, "save_weights"),  # of the best epoch
         (module, "draw_curves"),
     ],
 )
@@ -182,11 +198,11 @@ def test_run_that_breaks_after_an_epoch_resumes_to_equal_weights(
         patch.setattr(home, name, breaks)
         train(TOY, rec, rec, out=tmp_path)
     history = train(TOY, rec, rec, out=tmp_path, resume=True)
-    assert parameters_of(tmp_path) == parameters_of(finished[0])
+    for weights in (f"{TOY.model}.params", f"{TOY.model}.best.params"):
+        assert parameters_of(tmp_path, weights) == parameters_of(finished[0], weights)
     assert outcome(history) == outcome(finished[1])
     assert names_in(tmp_path) == names_in(finished[0])
-    lines = (tmp_path / "log.jsonl").read_text().splitlines()
-    assert sum("top1" in line for line in lines) == TOY.epochs
+    assert [e for e in logged(tmp_path) if "top1" in e] == history
 
 
 @pytest.mark.parametrize("contexts", [[mx.cpu()], [mx.cpu(0), mx.cpu(1)]])
@@ -196,17 +212,17 @@ def test_run_that_breaks_after_every_step_resumes_to_equal_weights(
     """Between any two steps, and with two of the six steps in one life."""
     run = partial(train, DRAWING, rec, rec, contexts=contexts, checkpoint_minutes=0)
     whole = run(out=tmp_path / "whole")
-    save = module.save_state
+    save = Run.save
     saved = 0
 
-    def breaks(*arguments):
+    def breaks(self):
         nonlocal saved
-        save(*arguments)
+        save(self)
         saved += 1
         if saved % 2 == 0:
             raise BreakError
 
-    monkeypatch.setattr(module, "save_state", breaks)
+    monkeypatch.setattr(Run, "save", breaks)
     breaks_off = 0
     while True:
         try:
@@ -281,7 +297,7 @@ def test_ctrl_c_in_a_validation_costs_no_step(finished, rec, tmp_path, monkeypat
         patch.setattr(module, "validate", interrupted)
         train(TOY, rec, rec, out=tmp_path)
     state, _ = load_state(tmp_path)
-    assert (state.epoch, state.batch, state.steps_per_epoch) == (0, 12, 12)
+    assert (state.epoch, state.sums.batches, state.steps_per_epoch) == (0, 12, 12)
     history = train(TOY, rec, rec, out=tmp_path, resume=True)
     assert outcome(history) == outcome(finished[1])
     assert parameters_of(tmp_path) == parameters_of(finished[0])
@@ -318,7 +334,7 @@ def test_file_smaller_than_a_batch_is_refused(rec, tmp_path):
 
 
 def test_label_that_is_no_class_is_refused(tmp_path):
-    rec = write_toy(tmp_path / "toy", np.array([0, 2]))
+    rec = write_toy(tmp_path / "toy", np.array([0, 2] + 14 * [0]))
     assert error_of(train, TOY, rec, rec, out=tmp_path / "out") == (
         f"{rec}, record 1 at offset {RecordFile.open(rec, num_classes=3).offsets[1]}: "
         "its label 2 is none of 2 classes; give images with labels from 0 to 1"
@@ -339,7 +355,7 @@ def test_folder_that_cannot_be_written_fails_before_the_first_epoch(rec, tmp_pat
     out = tmp_path / "file"
     out.touch()
     assert error_of(train, TOY, rec, rec, out=out).startswith(
-        f"cannot write {out / 'log.jsonl'}: File exists; "
+        f"cannot write into {out}: File exists; "
     )
 
 
@@ -376,7 +392,11 @@ def test_training_that_diverges_stops_and_keeps_what_was_finite(rec, tmp_path):
 
 def test_loss_that_is_not_finite_is_told_with_its_step(rec, tmp_path, monkeypatch):
     losses = iter([1.0, 2.0, float("nan")])
-    monkeypatch.setattr(module.TrainingStep, "__call__", lambda *_, **__: next(losses))
+
+    def answer(*_, **__):
+        return Answer(next(losses), np.zeros((16, 2), np.float32))
+
+    monkeypatch.setattr(TrainingStep, "__call__", answer)
     assert error_of(train, TOY, rec, rec, out=tmp_path) == (
         "the loss is nan in epoch 1, step 3: lower the learning rate of 0.1"
     )
@@ -433,12 +453,8 @@ def test_norms_are_synchronised_over_several_devices_alone():
 
 
 def run_command(*options):
-    return subprocess.run(
-        [sys.executable, "-m", "gluon_resnet.train", *options],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """Call the command in this process; returns what `main` does."""
+    return main(parser().parse_args([str(option) for option in options]))
 
 
 @pytest.mark.parametrize(
@@ -450,29 +466,123 @@ def run_command(*options):
             "unknown key 'epoch' in 'epoch=1'; nearest: epochs",
         ),
         (
+            [
+                "--recipe",
+                "fashion_mnist",
+                "--smoke",
+                "--epochs",
+                "3",
+                "--set",
+                "epochs=4",
+            ],
+            "epochs is set twice, again by 'epochs=4'; set it once",
+        ),
+        (
             ["--recipe", "fashion_mnist"],
-            "--train-rec, --val-rec and --out are needed: give them all, or --smoke",
+            "--train-rec and --val-rec are needed: give both, or --smoke to try the ",
+        ),
+        (
+            ["--recipe", "fashion_mnist", "--smoke", "--set", "precision=fp16"],
+            "precision fp16 trains on a GPU, and cpu(0) is none: choose mixed, which ",
         ),
     ],
 )
 def test_command_answers_a_mistake_with_one_line(options, message):
-    result = run_command(*options)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith(f"python -m gluon_resnet.train: {message}")
-    assert len(result.stderr.splitlines()) == 1
+    assert error_of(run_command, *options).startswith(message)
 
 
-def test_command_refuses_a_device_that_is_not_there():
-    result = run_command("--recipe", "fashion_mnist", "--ctx", "gpu(99)")
-    assert result.returncode == 2
-    assert "gpu(99) is not there: MXNet sees " in result.stderr
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "one of the arguments --recipe --list-recipes is required"),
+        (["--recipe", "fashion_mnist", "--ctx", "gpu(99)"], "gpu(99) is not there: "),
+        (["--recipe", "fashion_mnist", "--device", "tpu"], "'tpu' is no device; use "),
+    ],
+)
+def test_wrong_usage_is_one_line_and_2(capsys, options, message):
+    with pytest.raises(SystemExit) as stop:
+        run_command(*options)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    assert message in line
 
 
-def test_smoke_command_needs_no_files():
-    result = run_command("--recipe", "fashion_mnist", "--smoke", "--set", "ema=0.9")
-    assert result.returncode == 0
-    assert json.loads(result.stdout)["epoch"] == 2
-    assert "epoch 2, step 8: loss " in result.stderr
+def test_help_is_there_at_once():
+    """Nothing that takes a second is imported for it."""
+    code = (
+        "import sys; from gluon_resnet.train import parser; parser().format_help(); "
+        "print(*sorted({'mxnet', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "\n"
+
+
+def test_recipes_are_listed_in_80_columns(capsys):
+    run_command("--list-recipes")
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["recipe", "epochs", "batch", "top-1,", "%"]
+    assert [row.split()[0] for row in rows] == list(RECIPES)
+    assert max(map(len, rows)) < 80
+
+
+def test_dry_run_prints_the_recipe_and_writes_nothing(rec, tmp_path, capsys):
+    out = tmp_path / "run"
+    files = ("--train-rec", rec, "--val-rec", rec, "--out", out)
+    short = ("--epochs", 9, "--batch-size", 32, "--lr", 0.2, "--seed", 5)
+    settings = ("--set", "num_classes=2", "data_set=none")
+    run_command("--recipe", "fashion_mnist", *files, *short, *settings, "--dry-run")
+    output, errors = capsys.readouterr()
+    recipe = json.loads(output)
+    assert [recipe[k] for k in ("epochs", "batch_size", "learning_rate", "seed")] == [
+        *(9, 32, 0.2, 5)
+    ]
+    assert errors.splitlines()[-5:] == [
+        f"validation: 200 images of {rec}, 28 pixels a side",
+        "steps: 9 epochs of 6, with 32 images and nag at a rate of up to 0.2",
+        "devices: cpu(0), fp32",
+        f"versions: {', '.join(f'{n} {v}' for n, v in versions().items())}",
+        f"folder: {out}, beginning from fresh weights, seed 5",
+    ]
+    assert not out.exists()
+
+
+def test_smoke_command_needs_no_files(capsys, caplog):
+    run_command("--recipe", "fashion_mnist", "--smoke", "--set", "ema=0.9", "--json")
+    output, errors = capsys.readouterr()
+    assert [json.loads(line)["epoch"] for line in output.splitlines()] == [1, 2]
+    assert errors == "it runs; the weights of a smoke run are not kept\n"
+    assert any(
+        line.startswith("epoch 2, step 8: 0:00:00 left, loss ")
+        for line in caplog.messages
+    )
+
+
+def test_runs_without_a_folder_are_numbered(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "fashion_mnist-7").mkdir(parents=True)  # an empty one is free
+    assert error_of(numbered_folder, "fashion_mnist", resume=True) == (
+        "there is no run runs/fashion_mnist-1 to resume: give its --out, or leave "
+        "--resume out"
+    )
+    files = ("--train-rec", bundled.VAL_REC, "--val-rec", bundled.VAL_REC)
+    command = ("--recipe", "fashion_mnist", *files, "--set", "model=cifar_resnet20_v2")
+    short = ("epochs=1", "warmup_epochs=0", "batch_size=500", "learning_rate=0.01")
+    run_command(*command, *short)
+    assert names_in(tmp_path / "runs") == ["fashion_mnist-1", "fashion_mnist-7"]
+    best, weights, following = capsys.readouterr().out.splitlines()
+    folder = "runs/fashion_mnist-1/cifar_resnet20_v2"
+    assert re.fullmatch(r"best: epoch 1 of 1, top-1 [\d.]+ %, top-5 [\d.]+ %", best)
+    assert weights == (
+        f"weights: {folder}.best.params; of the last epoch: {folder}.params"
+    )
+    assert following == (
+        f"next: python -m gluon_resnet.validate --rec {bundled.VAL_REC} --model "
+        f"cifar_resnet20_v2 --weights {folder}.best.params"
+    )
+    assert numbered_folder("fashion_mnist", resume=False).name == "fashion_mnist-2"
+    assert numbered_folder("fashion_mnist", resume=True).name == "fashion_mnist-1"
 
 
 def narrow(name):
@@ -488,7 +598,26 @@ def narrow(name):
     )
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def treatment(recipe):
+    """What the loop and its steps do otherwise from recipe to recipe."""
+    drawn = (recipe.mixup, recipe.cutmix, recipe.drop_block, recipe.dropout)
+    drawn += (recipe.drop_path, recipe.last_gamma, recipe.repeats > 1)
+    return recipe.precision, recipe.loss, recipe.optimizer, *map(bool, drawn)
+
+
+FIRST_OF_KIND = {treatment(RECIPES[name]): name for name in reversed(RECIPES)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=[] if name in FIRST_OF_KIND.values() else pytest.mark.slow,
+        )
+        for name in RECIPES
+    ],
+)
 def test_recipe_runs(name, tmp_path, monkeypatch):
     monkeypatch.setattr(create, "model_spec", narrow)
     recipe = smoke(RECIPES[name])
@@ -497,3 +626,5 @@ def test_recipe_runs(name, tmp_path, monkeypatch):
     assert [entry["epoch"] for entry in history] == [1, 2]
     assert all(np.isfinite(entry["loss"]) for entry in history)
     assert (tmp_path / f"{recipe.model}.params").exists()
+    has_one_label = not (recipe.mixup or recipe.cutmix)
+    assert all(("train_top1" in entry) == has_one_label for entry in history)

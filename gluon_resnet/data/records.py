@@ -9,8 +9,9 @@ and 3). What lies inside is mxnet.recordio's: `HEADER`, where it says so a list 
 labels (float32), and an encoded image.
 """
 
+import shlex
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from os import SEEK_CUR
 from pathlib import Path
@@ -60,7 +61,7 @@ class RecordFile:
                 f"{path} {fault}; a record file is a .rec with its .idx beside it: "
                 "give the path of the .rec"
             )
-        again = f"make it with python -m imagenet_prep.index {path}"
+        again = f"make it with python -m imagenet_prep.index {shlex.quote(str(path))}"
         if not index.is_file():
             raise InputError(f"{path} has no {index.name} beside it: {again}")
         size = path.stat().st_size
@@ -185,11 +186,6 @@ def records_in(path: Path) -> Iterator[tuple[int, bytes]]:
                     f"{path} at offset {offset}: {error}; write the file again"
                 ) from None
             yield offset, content
-
-
-def in_memory(records: RecordFile) -> Callable[[int], tuple[int, np.ndarray]]:
-    """Decode every record once; for data sets that fit in memory."""
-    return {key: records.read(key) for key in records.offsets}.__getitem__
 
 
 def _read_record(file: BinaryIO) -> bytes:

@@ -42,7 +42,7 @@ _COVERED: dict[str, Callable[[Step], bool]] = {
     "BatchNorm": _norms_image,
     "Convolution": lambda step: set(step.attrs.get("dilate", ())) <= {1},
     "Flatten": lambda step: step.inputs[0].node.attributes.get("global_pool", False),
-    "FullyConnected": lambda step: not step.attrs["no_bias"],
+    "FullyConnected": lambda step: len(step.inputs) == 1,
     "Pooling": lambda step: step.attrs["pool_type"] in ("max", "avg"),
     "Reshape": _is_of_attention,
     "SliceChannel": _is_of_attention,

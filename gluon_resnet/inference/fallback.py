@@ -26,14 +26,22 @@ class MXNetForm:
         parameters.setattr("grad_req", "null")
         values = {name: mx.nd.array(array) for name, array in arrays.items()}
         parameters.load_dict(values, ctx=ctx)
+        self._ctx = ctx
         self._net.hybridize(static_alloc=True, static_shape=True)
         self._lock = threading.Lock()
 
     def __call__(self, images: mx.nd.NDArray) -> mx.nd.NDArray:
-        """Return logits (N, classes) of images (N, C, H, W).
+        """Return logits (N, classes) of images (N, C, H, W), float32.
 
-        Raises InputError for images of a shape that the network does not take.
+        Raises InputError for images of a shape that the network does not take, and for
+        those on another device.
         """
+        ctx = images.context
+        if ctx != self._ctx:
+            raise InputError(f"images on {ctx}; give images on {self._ctx}")
+        if not len(images):  # which MXNet takes for an unknown number
+            one = self(mx.nd.zeros((1, *images.shape[1:]), ctx=ctx))
+            return mx.nd.empty((0, *one.shape[1:]), ctx=ctx)
         with self._lock, autograd.pause():
             try:
                 return self._net(images.astype("float32", copy=False))

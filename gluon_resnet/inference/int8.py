@@ -7,29 +7,37 @@ arrays. A quantized weight is int8 with a scale for each output channel.
 """
 
 import json
-import logging
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Union
+from typing import Any, Union
 
 import mxnet as mx
 import numpy as np
 
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
-from gluon_resnet.graph import Graph
+from gluon_resnet.graph import VARIABLE, Graph
+from gluon_resnet.inference import onednn
 from gluon_resnet.inference.form import Forward, PlannedForm
-from gluon_resnet.inference.packing import SCALE
+from gluon_resnet.inference.operators import described
+from gluon_resnet.inference.packing import SCALE, Weights
+from gluon_resnet.inference.rewrites import inference_graph
+from gluon_resnet.inference.steps import steps_of
+from gluon_resnet.inference.structure import compute_the_same
 from gluon_resnet.models import ModelSpec, model_spec
+from gluon_resnet.models.resnet import empty_resnet
+from gluon_resnet.models.traced import IMAGES
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.weights import read_tensors
 
-log = logging.getLogger(__name__)
-
 _CARD, _SYMBOL, _PARAMS = "card.json", "symbol.json", "int8.params"
+_LONGEST_TEXT = 2**24
+# Of the numbers in a file: float32 can still compute with them.
+_LEAST, _LARGEST = 1e-30, 1e30
 
 
 @dataclass(frozen=True)
@@ -113,8 +121,10 @@ def save_int8(path: Union[str, Path], model: Int8Model) -> Path:
 
 
 def load_int8(path: Union[str, Path]) -> Int8Model:
-    """Read a file that `save_int8` wrote; nothing in it is unpickled.
+    """Read a file that `save_int8` wrote; nothing in it is unpickled or believed.
 
+    Its graph must be that of its model's network, its arrays those of the graph, and
+    images of the model's size must have a plan, before anything runs.
     Only whole nets are in the file: there is no `features` or `fc` to look into.
     Raises InputError where the file is missing, damaged or something else.
     """
@@ -123,25 +133,80 @@ def load_int8(path: Union[str, Path]) -> Int8Model:
         raise InputError(f"{path} is not there; give a file that quantize wrote")
     try:
         with zipfile.ZipFile(path) as archive:
-            fields = json.loads(archive.read(_CARD))
-            symbol = mx.sym.load_json(archive.read(_SYMBOL).decode())
-        fields["protocol"] = Protocol(**fields["protocol"])
-        fields["class_names"] = tuple(fields["class_names"])
-        card = Int8Card(**fields)
+            card = _card(json.loads(_text(archive, _CARD)))
+            graph = Graph.from_json(_text(archive, _SYMBOL))
         _, arrays = read_tensors(path)
-        if _names(symbol) != {name for name in arrays if not name.endswith(SCALE)}:
-            raise ValueError("its arrays are not those of its graph")
-    except (
-        *(InputError, KeyError, TypeError, ValueError, mx.MXNetError),
-        *(zipfile.BadZipFile, EOFError, OSError),
-    ) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        _check_arrays(graph, arrays)
+        _check_graph(graph, arrays, card)
+        return Int8Model(graph.symbol(), arrays, card)
+    except MemoryError:
+        raise
+    except Exception as error:  # which one, is up to whoever made the file
+        is_told = isinstance(error, (InputError, zipfile.BadZipFile, OSError))
+        reason = str(error).splitlines()[:1] if is_told else []
         raise InputError(
-            f"{path} is no int8 model or a damaged one ({reason[0]}); write it again "
-            "with `python -m gluon_resnet.quantize`"
+            f"{path} is no int8 model or a damaged one "
+            f"({''.join(reason) or type(error).__name__}); write it again with "
+            "`python -m gluon_resnet.quantize`"
         ) from error
-    return Int8Model(symbol, arrays, card)
 
 
-def _names(symbol: mx.sym.Symbol) -> set[str]:
-    return set(symbol.list_inputs()) - {"data"}
+def _text(archive: zipfile.ZipFile, name: str) -> str:
+    if archive.getinfo(name).file_size > _LONGEST_TEXT:
+        raise InputError(f"its {name} is longer than {_LONGEST_TEXT} bytes")
+    return archive.read(name).decode()
+
+
+def _card(fields: dict[str, Any]) -> Int8Card:
+    fields["protocol"] = Protocol(**fields["protocol"])
+    fields["class_names"] = tuple(fields["class_names"])
+    return Int8Card(**fields)
+
+
+def _check_arrays(graph: Graph, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise InputError unless `arrays` are what `packed` makes for `graph`."""
+    named = {node.name for node in graph.nodes if node.op == VARIABLE} - {IMAGES}
+    scaled = {name + SCALE for name in named if arrays[name].dtype == np.int8}
+    if set(arrays) != named | scaled:
+        raise InputError("its arrays are not those of its graph")
+    for name, array in arrays.items():
+        if name in scaled:
+            channels = arrays[name.removesuffix(SCALE)].shape[:1]
+            if array.shape != channels or not (array >= _LEAST).all():
+                raise InputError("a scale of its weights is out of range")
+        if array.dtype == np.float32:
+            if not (np.abs(array) <= _LARGEST).all():
+                raise InputError("a number of its arrays is out of range")
+        elif name + SCALE not in scaled:
+            raise InputError("its arrays are neither float32 nor int8")
+
+
+def _check_graph(
+    graph: Graph, arrays: Mapping[str, np.ndarray], card: Int8Card
+) -> None:
+    """Raise InputError unless `graph` is that of its network, in sensible ranges."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+    spec, num_classes = model_spec(card.model), len(card.class_names)
+    if not compute_the_same(graph, shapes, *_network(spec.name, num_classes)):
+        raise InputError(
+            f"its graph is not that of {spec.name} with {num_classes} classes"
+        )
+    steps = steps_of(graph)
+    for step in steps:
+        low, high = step.limits or (0, 1)
+        largest = max(-low, high)
+        if not (low <= 0 <= high and _LEAST <= largest <= _LARGEST):
+            raise InputError(f"the range {low:g} to {high:g} is none of a layer's")
+        if step.op == "BatchNorm" and not (arrays[step.arrays[-1]] >= 0).all():
+            raise InputError("a variance is negative")
+    if onednn.is_available():
+        (head,) = graph.end.inputs
+        described(steps, head, Weights(arrays), (1, 3, spec.size, spec.size))
+
+
+@lru_cache(maxsize=8)
+def _network(model: str, num_classes: int) -> tuple[Graph, dict[str, tuple[int, ...]]]:
+    """Return the graph that a model is quantized from, and the shapes of its arrays."""
+    net = empty_resnet(model_spec(model), num_classes=num_classes)
+    graph, arrays = inference_graph(net)
+    return graph, {name: array.shape for name, array in arrays.items()}

@@ -13,7 +13,7 @@ from typing import Optional, Union
 import numpy as np
 
 from gluon_resnet.graph import VARIABLE, Value
-from gluon_resnet.inference import onednn
+from gluon_resnet.inference import onednn, split_attention
 from gluon_resnet.inference.fold import factor_and_shift
 from gluon_resnet.inference.onednn import (
     Binary,
@@ -458,38 +458,6 @@ def _quantize(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
     return plan.quantized(step.name, x, step.limits)
 
 
-def _reshape(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
-    """Of tensors without pixels, which are the same in NCHW and NHWC."""
-    shape = step.attrs["shape"]
-    dims = [old if new == 0 else new for new, old in zip(shape, x.dims)]
-    dims += shape[len(dims) :]
-    rest = prod(x.dims) // -prod(dims)
-    dims = [rest if length == -1 else length for length in dims]
-    if prod(dims) != prod(x.dims):
-        raise PlanError(f"{step.name} makes {dims} of {x.dims}")
-    return plan.view(x, tuple(dims), layout=Layout.ABCD)
-
-
-def _softmax(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
-    """Over axis 2 of (N, K, R, C); in memory R comes first in the result."""
-    n, k, _, c = x.dims
-    descriptor = Descriptor.strided(x.dims, DType.F32, (k * c, c, n * k * c, 1))
-    result = plan.tensor(x.dims, DType.F32, descriptor, is_pooled=x.is_pooled)
-    kernel = partial(onednn.softmax, x.descriptor, descriptor, 2)
-    plan.call(step.name, kernel, {onednn.SRC: x, onednn.DST: result})
-    return result
-
-
-def _split(plan: PlanBuilder, step: Step, x: Tensor) -> list[Tensor]:
-    """Along axis 2 of what `_softmax` gives, whose parts have no gaps."""
-    n, k, r, c = x.dims
-    length = n * k * c
-    return [
-        plan.view(x, (n, k, 1, c), layout=Layout.ABCD, start=part * length)
-        for part in range(r)
-    ]
-
-
 def _as_float(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
     """Return `x` in a type to compute in: of pooled maps, for attention, float32.
 
@@ -521,13 +489,11 @@ _OPERATORS: dict[str, Callable[..., Union[Tensor, list[Tensor]]]] = {
     "Flatten": _flatten,
     "FullyConnected": _fully_connected,
     "Pooling": _pooling,
-    "Reshape": _reshape,
-    "SliceChannel": _split,
     "_contrib_dequantize": _dequantize,
     "_contrib_quantize_v2": _quantize,
     "broadcast_mul": partial(_binary, onednn.MULTIPLY),
     "elemwise_add": partial(_binary, onednn.ADD),
     "elemwise_sub": _difference,
     "sigmoid": partial(_eltwise, onednn.SIGMOID),
-    "softmax": _softmax,
+    **split_attention.OPERATORS,
 }

@@ -2,14 +2,22 @@
 """Split attention in inference: all that is known of it outside the network itself.
 
 `models/split_attention.py` writes the layer as it trains fastest. Here its graph
-becomes one of convolutions and a pass over the parts, of the same values.
+becomes one of convolutions and a pass over the parts, of the same values. The operators
+that only an attention has are made kernels here, too.
 """
 
-from typing import Optional
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import prod
+from typing import Optional, Union
 
 import numpy as np
 
 from gluon_resnet.graph import VARIABLE, Graph, Node, Value
+from gluon_resnet.inference import onednn
+from gluon_resnet.inference.onednn import Descriptor, DType, Layout
+from gluon_resnet.inference.plan import PlanBuilder, PlanError, Tensor
+from gluon_resnet.inference.steps import Step
 
 FP32_LAYERS = {
     "*.conv2.fc1": "attention of 1x1 maps: nothing to win, and softmax sharpens errors",
@@ -50,7 +58,7 @@ def poolings(graph: Graph) -> list[Node]:
 
 
 def has_operator(node: Node) -> bool:
-    """Whether an operator that is used here alone is as operators.py expects it."""
+    """Whether `node` is one that an operator of `OPERATORS` computes."""
     source = node.input()
     if node.op == "softmax":
         return node.attributes["axis"] == 2 and source.op == "Reshape"
@@ -170,3 +178,43 @@ def _split_of_pair(node: Node) -> Optional[Node]:
     is_pair = split.op == "SliceChannel" and split.attributes["num_outputs"] == 2
     both = [Value(split, 0), Value(split, 1)]
     return split if is_pair and [w.inputs[0] for w in reshaped] == both else None
+
+
+def _reshape(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
+    """Of tensors without pixels, which are the same in NCHW and NHWC."""
+    shape = step.attrs["shape"]
+    dims = [old if new == 0 else new for new, old in zip(shape, x.dims)]
+    dims += shape[len(dims) :]
+    rest = prod(x.dims) // -prod(dims)
+    dims = [rest if length == -1 else length for length in dims]
+    if prod(dims) != prod(x.dims):
+        raise PlanError(f"{step.name} makes {dims} of {x.dims}")
+    return plan.view(x, tuple(dims), layout=Layout.ABCD)
+
+
+def _softmax(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
+    """Over axis 2 of (N, K, R, C); in memory R comes first in the result."""
+    n, k, _, c = x.dims
+    descriptor = Descriptor.strided(x.dims, DType.F32, (k * c, c, n * k * c, 1))
+    result = plan.tensor(x.dims, DType.F32, descriptor, is_pooled=x.is_pooled)
+    kernel = partial(onednn.softmax, x.descriptor, descriptor, 2)
+    plan.call(step.name, kernel, {onednn.SRC: x, onednn.DST: result})
+    return result
+
+
+def _split(plan: PlanBuilder, step: Step, x: Tensor) -> list[Tensor]:
+    """Along axis 2 of what `_softmax` gives, whose parts have no gaps."""
+    n, k, r, c = x.dims
+    length = n * k * c
+    return [
+        plan.view(x, (n, k, 1, c), layout=Layout.ABCD, start=part * length)
+        for part in range(r)
+    ]
+
+
+OPERATORS: Mapping[str, Callable[..., Union[Tensor, list[Tensor]]]] = {
+    "Reshape": _reshape,
+    "SliceChannel": _split,
+    "softmax": _softmax,
+}
+"""The operators that only an attention has, for operators.py."""

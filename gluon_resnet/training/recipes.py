@@ -129,6 +129,7 @@ _OPENMMLAB = Recipe(
     model="resnet50_v1b",
     protocol=Protocol(library="mmcv"),
     source="OpenMMLab mmcls 1.0.0rc5, configs/resnet/*_8xb32_in1k.py",
+    data_set="imagenet",
     transforms=_crop_and_flip,
     epochs=100,
     batch_size=256,
@@ -141,6 +142,7 @@ _OPENMMLAB = Recipe(
 _OPENMMLAB_CIFAR10 = replace(
     _OPENMMLAB,
     source="OpenMMLab mmcls 1.0.0rc5, configs/resnet/*_8xb16_cifar10.py",
+    num_classes=10,
     data_set="cifar10",
     transforms=_pad_and_flip,
     epochs=200,
@@ -151,6 +153,7 @@ _OPENMMLAB_CIFAR10 = replace(
 _OPENMMLAB_CIFAR100 = replace(
     _OPENMMLAB_CIFAR10,
     source="OpenMMLab mmcls 1.0.0rc5, configs/resnet/resnet50_8xb16_cifar100.py",
+    num_classes=100,
     data_set="cifar100",
     schedule=partial(step_decay, at=(60, 120, 160), factor=0.2),
     weight_decay=5e-4,
@@ -241,6 +244,7 @@ _ONNX_ZOO = Recipe(
         "keeps their aspect ratio; its rate is the same for batches of 512 and 256 "
         "(depth 152), so it does not follow the batch size"
     ),
+    data_set="imagenet",
     transforms=_zoo_images,
     epochs=150,
     batch_size=512,
@@ -255,6 +259,7 @@ _GLUONCV = Recipe(
     model="resnet50_v1",
     protocol=Protocol(),
     source="GluonCV, the training log of these weights (train_imagenet.py)",
+    data_set="imagenet",
     transforms=_gluoncv_images,
     epochs=120,
     batch_size=1024,
@@ -264,7 +269,7 @@ _GLUONCV = Recipe(
     optimizer="nag",
     weight_decay=1e-4,
 )
-_GLUONCV_HALF = replace(_GLUONCV, precision="fp16")
+_GLUONCV_MIXED = replace(_GLUONCV, precision="mixed")
 _GLUONCV_BASIC_V1B = replace(
     _GLUONCV,
     source=f"{_GLUONCV.source}; its --last-gamma did nothing to basic blocks",
@@ -280,6 +285,7 @@ _GLUONCV_CIFAR10 = Recipe(
         "GluonCV, train_cifar10.py as its model page runs it; whether the published "
         "file is this training or the one with mixup is not known"
     ),
+    num_classes=10,
     data_set="cifar10",
     transforms=_pad_and_flip,
     epochs=200,
@@ -298,6 +304,7 @@ _RESNEST = Recipe(
         "rate of 0.1 is for 256 images, its SGD Nesterov's, its dropout that of "
         "resnest200e and 269e alone"
     ),
+    data_set="imagenet",
     transforms=_resnest_images,
     mixup=0.2,
     epochs=270,
@@ -332,7 +339,7 @@ RECIPES: dict[str, Recipe] = {
             "OpenMMLab mmcls 1.0.0rc5, configs/resnet/resnet50_8xb32-fp16_in1k.py; its "
             "loss scale is fixed at 512, here it finds its own size"
         ),
-        precision="fp16",
+        precision="mixed",
     ),
     **_published(_RSB_A1, ["resnet50_v1b.openmmlab_8xb256-rsb-a1-600e"]),
     **_published(_RSB_A2, ["resnet50_v1b.openmmlab_8xb256-rsb-a2-300e"]),
@@ -359,8 +366,8 @@ RECIPES: dict[str, Recipe] = {
         ],
     ),
     **_published(_GLUONCV_BASIC_V1B, ["resnet18_v1b.gluoncv", "resnet34_v1b.gluoncv"]),
-    **_published(_GLUONCV_HALF, ["resnet101_v1.gluoncv", "resnet101_v2.gluoncv"]),
-    **_published(_GLUONCV_HALF, ["resnet152_v2.gluoncv"], epochs=180),
+    **_published(_GLUONCV_MIXED, ["resnet101_v1.gluoncv", "resnet101_v2.gluoncv"]),
+    **_published(_GLUONCV_MIXED, ["resnet152_v2.gluoncv"], epochs=180),
     **_published(
         _GLUONCV_TRICKS,
         [
@@ -369,7 +376,7 @@ RECIPES: dict[str, Recipe] = {
             "resnet50_v1d.gluoncv_00319ddc",
             "resnet101_v1d.gluoncv_8659a9d6",
         ],
-        precision="fp16",
+        precision="mixed",
     ),
     **_published(
         for_batch_size(_GLUONCV_TRICKS, 256),
@@ -381,7 +388,7 @@ RECIPES: dict[str, Recipe] = {
     **_published(
         _GLUONCV_MIXUP,
         ["resnet50_v1d.gluoncv", "resnet101_v1d.gluoncv"],
-        precision="fp16",
+        precision="mixed",
     ),
     **_published(for_batch_size(_GLUONCV_MIXUP, 256), ["resnet152_v1d.gluoncv"]),
     **_published(
@@ -422,5 +429,5 @@ def recipe_named(name: str) -> Recipe:
     except KeyError:
         raise InputError(
             f"unknown recipe {name!r}; {nearest(name, RECIPES)}; "
-            "`python -m gluon_resnet.train --help` lists all"
+            "`python -m gluon_resnet.train --list-recipes` lists all"
         ) from None

@@ -121,8 +121,13 @@ def _remove_parts(path: Path) -> None:
         part.unlink()
 
 
+def is_offline() -> bool:
+    """Return whether the user forbids to download anything."""
+    return os.environ.get("GLUON_RESNET_OFFLINE", "0") not in ("", "0")
+
+
 def _refuse_offline(path: Path, fault: str) -> None:
-    if os.environ.get("GLUON_RESNET_OFFLINE", "0") not in ("", "0"):
+    if is_offline():
         raise InputError(
             f"{path} {fault}, and GLUON_RESNET_OFFLINE forbids to download it; unset "
             "that, or copy the file there from another machine's cache"

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands ask of a model alike: their options, and the model these name."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gluon_resnet.device import device_name
+from gluon_resnet.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from gluon_resnet.classifier import Classifier
+
+
+def add_model_options(parser: argparse.ArgumentParser, **model: object) -> None:
+    """Add --model, with the keywords `model`, --weights and --accept-licence."""
+    add = parser.add_argument
+    add("--model", metavar="NAME[.TAG]", **model)  # type: ignore[arg-type]
+    add("--weights", type=Path, metavar="FILE", help="a file of your own for --model")
+    add(
+        "--accept-licence",
+        action="store_true",
+        help="load weights under a non-commercial licence, too",
+    )
+
+
+def add_running_options(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
+    """Add --precision, --ctx and --batch-size."""
+    add = parser.add_argument
+    add("--precision", choices=PRECISIONS, help="default: that of the weights, fp32")
+    add(
+        "--ctx",
+        "--device",
+        type=device_name,
+        default="cpu",
+        metavar="DEVICE",
+        help="cpu or gpu(0)",
+    )
+    add("--batch-size", type=int, default=batch_size, help="images that run together")
+
+
+def load_model(arguments: argparse.Namespace) -> Classifier:
+    """Return the model that the options name; errors are `init_model`'s."""
+    from gluon_resnet.progress import doing
+
+    with doing(f"loading {arguments.model}"):
+        from gluon_resnet.classifier import init_model
+
+        return init_model(
+            arguments.model,
+            arguments.weights,
+            getattr(arguments, "ctx", None),
+            precision=getattr(arguments, "precision", None),
+            accept_licence=arguments.accept_licence,
+        )
