@@ -245,6 +245,16 @@ def test_net_knows_the_pixels_of_the_weights_that_its_name_stands_for():
     )
 
 
+def test_net_of_one_channel_does_not_prepare_colours():
+    net = create_model("cifar_resnet20_v1", in_channels=1)
+    with pytest.raises(InputError) as caught:
+        net.preprocess(np.zeros((32, 32, 3), np.uint8))
+    assert str(caught.value) == (
+        "this cifar_resnet20_v1 takes 1 channels, and images are prepared as RGB: "
+        "prepare them yourself, as they are in training"
+    )
+
+
 def test_empty_net_takes_images_of_its_channels():
     net = empty_resnet(CATALOG["cifar_resnet20_v1"], num_classes=4)
     assert net.forward_features(np.zeros((1, 3, 32, 32))).shape == (1, 64, 8, 8)
