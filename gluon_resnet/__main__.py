@@ -106,7 +106,7 @@ def _versions() -> list[str]:
     import numpy as np
 
     from gluon_resnet import _before_mxnet
-    from gluon_resnet.cpu import CPUS, physical_cores
+    from gluon_resnet.cpu import allowed_cpus, physical_cores
     from gluon_resnet.inference import onednn
 
     python = ".".join(map(str, sys.version_info[:3]))
@@ -118,7 +118,7 @@ def _versions() -> list[str]:
         f"MXNet {mx.__version__}, NumPy {np.__version__}, Python {python}",
         f"oneDNN for inference: {inference}",
         f"oneDNN for training: MXNet's 2.4, {_before_mxnet.AMX}",
-        f"cores: {physical_cores(CPUS)}, GPUs: {mx.context.num_gpus()}",
+        f"cores: {physical_cores(allowed_cpus())}, GPUs: {mx.context.num_gpus()}",
     ]
 
 
