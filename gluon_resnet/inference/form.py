@@ -93,6 +93,10 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
     ctx = next(iter(net.collect_params().values())).list_ctx()[0]
     check_precision(precision, ctx)
     if isinstance(net, FeatureNet):  # A plan has one result.
+        if precision != "fp32":
+            raise InputError(
+                f"precision {precision} gives no feature maps; use precision fp32"
+            )
         log.info("%s on %s: feature maps by MXNet's own operators", precision, ctx)
         net.hybridize(static_alloc=True, static_shape=True)
         return net

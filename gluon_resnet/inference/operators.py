@@ -85,7 +85,19 @@ def described(
         results = result if isinstance(result, list) else [result]
         for output, found in enumerate(results):
             values[step.output._replace(output=output)] = found
-    return plan, tensor(head)
+    return plan, _vector(plan, tensor(head))
+
+
+def _vector(plan: PlanBuilder, x: Tensor) -> Tensor:
+    """Return (N, C) of the pooled (N, C, 1, 1), where the net has no classifier."""
+    if x.dims[2:] != (1, 1):
+        return x
+    dims = x.dims[:2]
+    flat = plan.view(plan.converted("flatten", x, DType.F32), dims, layout=Layout.AB)
+    result = plan.tensor(dims, DType.F32, Descriptor(dims, DType.F32, Layout.AB))
+    kernel = partial(onednn.reorder, flat.descriptor, result.descriptor)
+    plan.call("flatten", kernel, {onednn.SRC: flat, onednn.DST: result})
+    return result
 
 
 def _convolution(
