@@ -69,7 +69,7 @@ def quantize(
     _check_finite(net, model.name)
     excluded = _excluded(net, exclude)
     graph, arrays = inference_graph(net)
-    missing = missing_kernel(graph, net)
+    missing = missing_kernel(graph)
     if missing:
         raise InputError(
             f"int8 has no kernel for {missing} of {model.name}; use precision fp32, or "
@@ -83,7 +83,7 @@ def quantize(
     quantized, arrays = calibrated(
         fused,
         arrays,
-        _fp32_nodes(fused, net, excluded),
+        _fp32_nodes(fused, excluded),
         lambda: (batch for batch, _ in progress(title, batches, unit="batches")),
         calibration,
     )
@@ -112,9 +112,9 @@ def _check_finite(net: HybridBlock, model: str) -> None:
 def _excluded(net: HybridBlock, exclude: Sequence[str]) -> dict[str, str]:
     """Return the layers that stay fp32, in the net's order, with their reasons."""
     from gluon_resnet.inference.rewrites import FP32_LAYERS
-    from gluon_resnet.models.traced import layer_names
+    from gluon_resnet.models.traced import layer_of, named_parameters
 
-    layers = dict.fromkeys(layer_names(net).values())
+    layers = dict.fromkeys(map(layer_of, named_parameters(net)))
     for pattern in exclude:
         if not any(fnmatch(layer, pattern) for layer in layers):
             raise InputError(
@@ -143,23 +143,19 @@ def _calibration_batches(model: Classifier, rec: Path, images: int) -> Batches:
     )
 
 
-def _fp32_nodes(
-    fused: mx.sym.Symbol, net: HybridBlock, excluded: Mapping[str, str]
-) -> list[str]:
+def _fp32_nodes(fused: mx.sym.Symbol, excluded: Mapping[str, str]) -> list[str]:
     """Return the names of the operators that do not become int8.
 
     They have the arrays of `excluded` layers, or are the pooling of an attention.
     """
     from gluon_resnet.graph import Graph
     from gluon_resnet.inference import split_attention
-    from gluon_resnet.models.traced import layer_names
+    from gluon_resnet.models.traced import layer_of
 
     graph = Graph.of(fused)
-    layers = layer_names(net)
     fp32 = split_attention.poolings(graph)
     for node in graph.nodes:
-        arrays = (split_attention.whole(value.node.name) for value in node.inputs)
-        if any(layers.get(array, "") in excluded for array in arrays):
+        if any(layer_of(value.node.name) in excluded for value in node.inputs):
             fp32.append(node)
     return [node.name for node in fp32]
 

@@ -19,6 +19,7 @@ from gluon_resnet.errors import InputError
 from gluon_resnet.inference.coverage import _COVERED
 from gluon_resnet.inference.fallback import MXNetForm
 from gluon_resnet.inference.form import PlannedForm, inference_form
+from gluon_resnet.inference.int8 import load_int8, save_int8
 from gluon_resnet.inference.operators import _OPERATORS
 from gluon_resnet.inference.rewrites import inference_graph
 from gluon_resnet.preprocess import Protocol
@@ -262,15 +263,26 @@ def test_int8_model_is_that_of_the_net_without_options(name, options):
 
 
 def assert_same_int8_model(found, plain, images):
-    arrays = {
-        name.replace("syncbatchnorm", "batchnorm"): array
-        for name, array in found.arrays.items()
-    }
-    assert arrays.keys() == plain.arrays.keys()
+    assert found.arrays.keys() == plain.arrays.keys()
     for name, array in plain.arrays.items():
-        np.testing.assert_array_equal(arrays[name], array)
+        np.testing.assert_array_equal(found.arrays[name], array)
     found, plain = (model.form()(images).asnumpy() for model in (found, plain))
     np.testing.assert_array_equal(found, plain)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        FUSED["together"],  # SyncBatchNorm of another epsilon and momentum
+        {"norm_options": {"use_global_stats": True}},
+    ],
+    ids=["together", "global_stats"],
+)
+def test_int8_model_of_a_net_with_options_can_be_loaded(options, tmp_path):
+    net = drawn("cifar_resnet20_v2", **options)  # which has a norm that is not folded
+    quantized = quantize(classifier(net), bundled.TRAIN_REC, images=8)
+    loaded = load_int8(save_int8(tmp_path / "net.int8", quantized))
+    assert_same_int8_model(loaded, quantized, images_for(net))
 
 
 def trained(name, precision, **options):
@@ -332,13 +344,15 @@ def test_mxnets_operators_run_a_trained_net_in_fp32(precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_int8_model_of_a_trained_net_is_that_of_its_copy(precision):
+def test_int8_model_of_a_trained_net_is_that_of_its_copy(precision, tmp_path):
     net = trained("cifar_resnet20_v1", precision, dropout=0.5)
     found, plain = (
         quantize(classifier(each), bundled.TRAIN_REC, images=8)
         for each in (net, copied(net))
     )
     assert_same_int8_model(found, plain, images_for(net))
+    loaded = load_int8(save_int8(tmp_path / "net.int8", found))
+    assert_same_int8_model(loaded, found, images_for(net))
 
 
 def test_kernels_are_known_of_all_operators_that_have_one():

@@ -4,25 +4,22 @@
 from collections.abc import Callable
 from typing import Optional
 
-from mxnet.gluon import HybridBlock
-
 from gluon_resnet.graph import Graph
 from gluon_resnet.inference import split_attention
 from gluon_resnet.inference.steps import Step, steps_of
-from gluon_resnet.models.traced import IMAGES, layer_names
+from gluon_resnet.models.traced import IMAGES, layer_of
 
 
-def missing_kernel(graph: Graph, net: HybridBlock) -> Optional[str]:
+def missing_kernel(graph: Graph) -> Optional[str]:
     """Name the first layer that no kernel computes, such as "stem.bn1 (InstanceNorm)".
 
-    graph: the inference graph of `net`. None where there are kernels for all.
+    graph: of `inference_graph`. None where there are kernels for all.
     """
-    layers = layer_names(net)
     for step in steps_of(graph):
         is_covered = _COVERED.get(step.op)
         if is_covered is None or not is_covered(step):
-            arrays = (layers.get(split_attention.whole(name)) for name in step.arrays)
-            return f"{next(filter(None, arrays), step.name)} ({step.op})"
+            layers = filter(None, map(layer_of, step.arrays))
+            return f"{next(layers, step.name)} ({step.op})"
     return None
 
 

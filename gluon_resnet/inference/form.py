@@ -104,7 +104,7 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
         log.info("%s on %s: MXNet's own operators, no fused kernels", precision, ctx)
         return MXNetForm(*folded(net), ctx)
     graph, arrays = inference_graph(net)
-    missing = missing_kernel(graph, net)
+    missing = missing_kernel(graph)
     if missing is None:
         return PlannedForm(graph, arrays, precision)
     if precision != "fp32":
