@@ -281,7 +281,7 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     too. Raises InputError for a field that there is not or that holds no plain value,
     one set twice, and a value that cannot be read or breaks a rule.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:

@@ -13,6 +13,7 @@ part of the batch, 8 (CUB) to 256 images: fewer devices have those of more.
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from gluon_resnet.data.augment import (
     auto_augment,
@@ -165,7 +166,8 @@ _OPENMMLAB_CUB = replace(
         "OpenMMLab mmcls 1.0.0rc5, configs/resnet/resnet50_8xb8_cub.py; not reproduced "
         "with another number of GPUs (87.4, mmpretrain#1335)"
     ),
-    data_set=None,
+    num_classes=200,
+    data_set="cub200",
     initial_weights="resnet50_v1b.openmmlab_3rdparty-mill_in21k",
     transforms=_bird_images,
     batch_size=64,
@@ -274,7 +276,11 @@ _GLUONCV_BASIC_V1B = replace(
     _GLUONCV,
     source=f"{_GLUONCV.source}; its --last-gamma did nothing to basic blocks",
 )
-_TRICKS = {"label_smoothing": 0.1, "decay_norm_and_bias": False, "last_gamma": True}
+_TRICKS: dict[str, Any] = {
+    "label_smoothing": 0.1,
+    "decay_norm_and_bias": False,
+    "last_gamma": True,
+}
 _GLUONCV_TRICKS = replace(_GLUONCV, **_TRICKS)
 _GLUONCV_MIXUP = replace(_GLUONCV_TRICKS, epochs=200, mixup=0.2)
 
