@@ -302,12 +302,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _chosen_model(arguments: argparse.Namespace) -> tuple[Classifier, str]:
     """Return the model and, where it is not the one that is meant, a line on that."""
-    if arguments.model is not None:
+    if arguments.model is not None or arguments.weights is not None:
         return load_model(arguments), ""
-    if arguments.weights is not None:
-        raise InputError(
-            f"--weights {arguments.weights} without --model; name the network it is of"
-        )
     from gluon_resnet.progress import doing
 
     with doing("loading the default model"):

@@ -45,7 +45,7 @@ def load_model(arguments: argparse.Namespace) -> Classifier:
     """Return the model that the options name; errors are `init_model`'s."""
     from gluon_resnet.progress import doing
 
-    with doing(f"loading {arguments.model}"):
+    with doing(f"loading {arguments.model or arguments.weights}"):
         from gluon_resnet.classifier import init_model
 
         return init_model(

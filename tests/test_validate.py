@@ -360,8 +360,8 @@ def test_batch_size_below_one_is_refused(model):
     ("options", "mistake"),
     [
         (
-            ["--rec", "a.rec"],
-            "the following arguments are required: --model",
+            ["--model", "resnet50"],
+            "the following arguments are required: --rec",
         ),
         (
             ["--rec", "a.rec", "--model", "resnet50", "--crops", "3"],
