@@ -31,10 +31,10 @@ from typing import Any, BinaryIO, Optional
 
 import requests
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 from urllib3.exceptions import NewConnectionError
 
 from gluon_resnet.errors import InputError
+from gluon_resnet.progress import progress
 from gluon_resnet.weights.published import Checkpoint
 
 TIMEOUT = (10.0, 30.0)
@@ -375,13 +375,8 @@ def _attempt(
 
 def _receive(response: requests.Response, file: BinaryIO) -> None:
     had, rest = file.tell(), response.raw.length_remaining
-    with tqdm(
-        total=None if rest is None else had + rest,
-        initial=had,
-        unit="B",
-        unit_scale=True,
-        disable=None,
-    ) as bar:
+    total = None if rest is None else had + rest
+    with progress("downloading", total=total, done=had, unit="B") as bar:
         # Larger pieces lose more of a broken connection: only whole ones arrive.
         for piece in response.iter_content(1 << 15):
             file.write(piece)
