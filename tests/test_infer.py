@@ -255,6 +255,13 @@ def test_next_images_are_read_while_the_network_works(model, monkeypatch):
     assert seen[0] == 4
 
 
+def test_model_tells_what_it_is_in_one_cell(model):
+    assert repr(model) == (
+        f"<Classifier {bundled.NAME}: 10 classes (T-shirt/top, Trouser, ...), images "
+        "of 28 pixels, fp32 on cpu(0)>"
+    )
+
+
 def test_inference_model_returns_what_openmmlabs_does(model):
     answer = inference_model(model, SAMPLES[0])
     assert set(answer) == {"pred_label", "pred_class", "pred_score", "pred_scores"}
