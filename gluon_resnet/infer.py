@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 import time
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -147,7 +148,18 @@ def _answers(
             yield from answers
             started = time.perf_counter()
         if part:
-            np.savez(part, images=names, features=np.concatenate(vectors))
+            arrays = {"images": np.array(names), "features": np.concatenate(vectors)}
+            _write_arrays(part, arrays)
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a .npz file. NumPy's own function leaves it open where the disk is full."""
+    import numpy as np
+
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def _prepared(model: Classifier, image: NamedImage) -> np.ndarray | InputError:
