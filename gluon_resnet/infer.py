@@ -270,7 +270,7 @@ def parser() -> command.Parser:
         metavar="IMAGE",
         help="files, folders, quoted patterns ('photos/*.jpg'), URLs, - for stdin",
     )
-    add_model_options(parser, help="default: the ImageNet model resnest50d.in1k")
+    add_model_options(parser, model="default: the ImageNet model resnest50d.in1k")
     add("--topk", type=int, default=5, help="classes to name for each image")
     add_running_options(parser, batch_size=1)
     add("--features", type=Path, metavar="OUT.npz", help="write pooled vectors, too")
@@ -314,12 +314,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _chosen_model(arguments: argparse.Namespace) -> tuple[Classifier, str]:
     """Return the model and, where it is not the one that is meant, a line on that."""
-    if arguments.model is not None:
+    if arguments.model is not None or arguments.weights is not None:
         return load_model(arguments), ""
-    if arguments.weights is not None:
-        raise InputError(
-            f"--weights {arguments.weights} without --model; name the network it is of"
-        )
     from gluon_resnet.progress import doing
 
     with doing("loading the default model"):

@@ -308,6 +308,17 @@ def test_command_prints_any_file_name_on_one_line(tmp_path, capsys):
     assert image.startswith(rf"{tmp_path}/caf\udce9\n\x1b[2J.png  ({bundled.NAME}, ")
 
 
+def test_weights_that_tell_their_network_need_no_model(capsys):
+    assert run(SAMPLES[0], "--weights", bundled.weights(), "--topk", 1) == 0
+    image, answer = capsys.readouterr().out.splitlines()
+    assert image.startswith(f"{SAMPLES[0]}  ({bundled.MODEL}, ")
+    assert answer.endswith("  T-shirt/top")
+
+
+def test_help_names_the_default_model():
+    assert DEFAULT_WEIGHTS in command.parser().format_help()
+
+
 def test_default_model_that_cannot_be_had_is_replaced_and_said(capsys, caplog):
     assert run(SAMPLES[0], "--json") == 1
     out, error = capsys.readouterr()
@@ -329,7 +340,6 @@ def test_model_asked_for_by_name_is_never_replaced():
     "arguments, message",
     [
         (["x.png", "--model", "resnet5"], "unknown model 'resnet5'; nearest: "),
-        (["x.png", "--weights", "w"], "--weights w without --model; name the"),
         (["x.png", "--model", bundled.NAME, "--precision", "int8"], "int8 needs a"),
         (["x.png", "--model", bundled.NAME, "--batch-size", 10**8], "GB are free"),
         (["x.png", "--model", bundled.NAME, "--ctx", "gpu(99)"], "is not there: MXNet"),
