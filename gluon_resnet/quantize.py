@@ -170,9 +170,7 @@ def parser() -> command.Parser:
     )
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="file to write, by custom NAME.int8")
-    add_model_options(
-        parser, help="model to quantize; not needed where the weights tell it"
-    )
+    add_model_options(parser, model="model to quantize")
     add("--rec", type=Path, required=True, metavar="FILE", help="images: .rec and .idx")
     add("--images", type=int, default=500, metavar="N", help="how many to calibrate on")
     add(

@@ -255,6 +255,13 @@ def test_next_images_are_read_while_the_network_works(model, monkeypatch):
     assert seen[0] == 4
 
 
+def test_model_tells_what_it_is_in_one_cell(model):
+    assert repr(model) == (
+        f"<Classifier {bundled.NAME}: 10 classes (T-shirt/top, Trouser, ...), images "
+        "of 28 pixels, fp32 on cpu(0)>"
+    )
+
+
 def test_inference_model_returns_what_openmmlabs_does(model):
     answer = inference_model(model, SAMPLES[0])
     assert set(answer) == {"pred_label", "pred_class", "pred_score", "pred_scores"}
@@ -305,6 +312,17 @@ def test_command_prints_any_file_name_on_one_line(tmp_path, capsys):
     assert run(tmp_path / name, "--model", bundled.NAME, "--topk", 1) == 0
     image, _ = capsys.readouterr().out.splitlines()
     assert image.startswith(rf"{tmp_path}/caf\udce9\n\x1b[2J.png  ({bundled.NAME}, ")
+
+
+def test_weights_that_tell_their_network_need_no_model(capsys):
+    assert run(SAMPLES[0], "--weights", bundled.weights(), "--topk", 1) == 0
+    image, answer = capsys.readouterr().out.splitlines()
+    assert image.startswith(f"{SAMPLES[0]}  ({bundled.MODEL}, ")
+    assert answer.endswith("  T-shirt/top")
+
+
+def test_help_names_the_default_model():
+    assert DEFAULT_WEIGHTS in command.parser().format_help()
 
 
 def test_default_model_that_cannot_be_had_is_replaced_and_said(capsys, caplog):
