@@ -222,7 +222,7 @@ SOURCES = [
             **OPENMMLAB,
             "optimizer": "nag",
             "num_classes": 200,
-            "data_set": None,
+            "data_set": "cub200",
             "initial_weights": "resnet50_v1b.openmmlab_3rdparty-mill_in21k",
             "last_gamma": False,
             "batch_size": 64,

@@ -168,7 +168,8 @@ _OPENMMLAB_CUB = replace(
         "OpenMMLab mmcls 1.0.0rc5, configs/resnet/resnet50_8xb8_cub.py; not reproduced "
         "with another number of GPUs (87.4, mmpretrain#1335)"
     ),
-    data_set=None,
+    num_classes=200,
+    data_set="cub200",
     initial_weights="resnet50_v1b.openmmlab_3rdparty-mill_in21k",
     transforms=_bird_images,
     batch_size=64,
