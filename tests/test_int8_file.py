@@ -94,6 +94,17 @@ def test_whole_file_is_taken(whole, guards, tmp_path):
     assert guards and all((guard == 0xA5).all() for guard in guards)
 
 
+def test_logits_do_not_depend_on_the_shapes_before(whole, tmp_path):
+    model = load_int8(whole.write(tmp_path / "net.int8"))
+    images = mx.nd.array(draw_images((3, 3, 28, 28)))
+    form = model.form()
+    for shape in ((1, 3, 64, 64), (5, 3, 32, 28)):
+        form(mx.nd.array(draw_images(shape)))
+    np.testing.assert_array_equal(
+        form(images).asnumpy(), model.form()(images).asnumpy()
+    )
+
+
 def refused(archive, tmp_path):
     """The reason, in the words that all reasons stand in."""
     path = archive.write(tmp_path / "net.int8")
