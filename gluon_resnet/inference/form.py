@@ -81,7 +81,7 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
 
     It takes and gives float32 on `net`'s first device, images (N, C, H, W) of any N, H
     and W; see `PlannedForm` for what a new shape costs, for threads and for forks.
-    Logits are what `net` gives, or the pooled vector, or a list of feature maps.
+    The answer is logits, the pooled vector or a list of feature maps, as that of `net`.
     The values are copies: `net` may be trained on without changing the form.
 
     precision: "fp32", equal to `net` but for rounding, or "bf16", whose predictions
