@@ -2,9 +2,10 @@
 """`create_model`: from a name to a network with fresh or published weights."""
 
 import inspect
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 import mxnet as mx
 import numpy as np
@@ -13,19 +14,29 @@ from mxnet.gluon import HybridBlock
 from gluon_resnet import models
 from gluon_resnet.device import device
 from gluon_resnet.errors import InputError
-from gluon_resnet.models import model_spec
+from gluon_resnet.models import ModelSpec, model_spec
 from gluon_resnet.models.names import resolve
 from gluon_resnet.models.network import Network
-from gluon_resnet.models.resnet import Contexts, empty_resnet, feature_net, resnet
+from gluon_resnet.models.resnet import Contexts, feature_net, resnet
 from gluon_resnet.nearest import nearest
-from gluon_resnet.weights import (
+from gluon_resnet.preprocess import Protocol
+from gluon_resnet.weights.download import fetch
+from gluon_resnet.weights.load import WeightsFile, net_of, read_weights
+from gluon_resnet.weights.published import (
     checkpoint,
-    classes_of,
-    fetch,
     list_weights,
-    load_weights,
+    names_weights,
+    row_of_url,
 )
-from gluon_resnet.weights.card import card_path, check_model, read_card
+from gluon_resnet.weights.usage import stated_usage
+
+log = logging.getLogger(__name__)
+
+# A text that ends so is a file's path, not a tag.
+_SUFFIXES = (
+    *(".params", ".safetensors", ".onnx", ".zip", ".json"),
+    *(".pth", ".pt", ".bin", ".ckpt", ".tar"),
+)
 
 # What other projects call the keywords of `create_model`.
 _OTHER_WORDS = {
@@ -47,7 +58,7 @@ def create_model(
     name: str,
     *,
     num_classes: Optional[int] = None,
-    in_channels: int = 3,
+    in_channels: Optional[int] = None,
     ctx: Union[Contexts, str] = None,
     pretrained: Union[bool, str, Path] = False,
     accept_licence: bool = False,
@@ -63,12 +74,15 @@ def create_model(
     name: a model, an alias, or MODEL.TAG (`list_weights`).
     num_classes: classes; default those of the weights that are named, or the model's
     own; 0 for none: the network gives the pooled vector (N, channels).
+    in_channels: channels of the images; default those of the weights, or 3.
     ctx: the device or devices of the parameters, or their names; default `mx.cpu()`.
     pretrained: True for the published weights that `name` stands for, or their TAG, or
-    the Path of a file of your own, in any format that `load_weights` reads.
-    With another number of classes the classifier starts fresh; with other than three
-    channels the first convolution is adapted as timm does: one channel sums the
-    kernels, others repeat them, scaled to the same sum.
+    the path of a file of your own, in any format that `load_weights` reads, or the URL
+    of a published one. A text is a path where there is such a file or where it ends as
+    weights do (`mine.params`).
+    With another number of classes the classifier starts fresh; with other channels the
+    first convolution is adapted as timm does: one channel sums the kernels, others
+    repeat them, scaled to the same sum.
     accept_licence: take weights under a non-commercial licence, too.
     features_only: give a list of the maps of the levels `out_indices` instead (0: the
     stem before its max-pool, then the stages; default all), as timm does.
@@ -87,36 +101,67 @@ def create_model(
         )
     if features_only and num_classes:
         raise InputError("features_only leaves no classifier; leave num_classes out")
-    tagged = f"{name}.{pretrained}" if isinstance(pretrained, str) else name
-    row = checkpoint(tagged)
-    spec, path, protocol = model_spec(row.model), None, row.protocol
-    _, tag = resolve(tagged)
-    stored_classes = row.num_classes if pretrained or tag else spec.num_classes
-    if isinstance(pretrained, Path):
-        path = pretrained
-        stored_classes = classes_of(path)
-        card = read_card(path)
-        if card is not None:
-            check_model(card.model, spec.name, card_path(path))
-            protocol = card.protocol
-    elif pretrained:
-        path = fetch(row, accept_licence=accept_licence)
-    num_classes = stored_classes if num_classes is None else num_classes
-    options["in_channels"] = in_channels
+    start = _start(name, pretrained, accept_licence)
+    source = None
+    if start.file is not None:
+        source, _ = net_of(start.spec, start.file)
+        if in_channels is None:
+            in_channels = source.stem.conv1.weight.shape[1]
+    elif names_weights(name):
+        log.warning(
+            "create_model(%r) gives fresh parameters; with pretrained=True it loads "
+            "these weights",
+            name,
+        )
+    options["in_channels"] = 3 if in_channels is None else in_channels
     net: Network
     if features_only:
-        net = feature_net(spec, out_indices=out_indices, **options)
+        net = feature_net(start.spec, out_indices=out_indices, **options)
     else:
-        net = resnet(spec, num_classes=num_classes, **options)
-    net.protocol = protocol
+        num_classes = start.num_classes if num_classes is None else num_classes
+        net = resnet(start.spec, num_classes=num_classes, **options)
+    net.protocol = start.protocol
     he_normal = mx.init.Xavier(rnd_type="gaussian", factor_type="out", magnitude=2)
     devices = ctx if isinstance(ctx, (list, tuple)) else [ctx]
     net.initialize(he_normal, ctx=[device(each) for each in devices])
-    if path is not None:
-        source = empty_resnet(spec, num_classes=stored_classes)
-        load_weights(source, path)
+    if source is not None:
         _copy_adapted(source, net)
     return net
+
+
+class _Start(NamedTuple):
+    """What a network begins with."""
+
+    spec: ModelSpec
+    protocol: Protocol
+    num_classes: int
+    file: Optional[WeightsFile] = None
+
+
+def _start(
+    name: str, pretrained: Union[bool, str, Path], accept_licence: bool
+) -> _Start:
+    row = row_of_url(pretrained, name)
+    is_text = isinstance(pretrained, str)
+    if row is None and is_text and not _is_path(str(pretrained)):
+        name = f"{name}.{pretrained}"
+    elif row is None and (is_text or isinstance(pretrained, Path)):
+        file = read_weights(str(pretrained))
+        usage = stated_usage(file, name)
+        protocol = usage.card.protocol if usage else checkpoint(name).protocol
+        spec = model_spec(name)
+        return _Start(spec, protocol, file.named(spec).num_classes, file)
+    row = row or checkpoint(name)
+    spec = model_spec(row.model)
+    if pretrained:
+        file = read_weights(fetch(row, accept_licence=accept_licence))
+        return _Start(spec, row.protocol, row.num_classes, file)
+    _, tag = resolve(name)
+    return _Start(spec, row.protocol, row.num_classes if tag else spec.num_classes)
+
+
+def _is_path(text: str) -> bool:
+    return text.lower().endswith(_SUFFIXES) or Path(text).is_file()
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:

@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ def quantize(
 
     from gluon_resnet.inference.calibration import calibrated
     from gluon_resnet.inference.coverage import missing_kernel
-    from gluon_resnet.inference.int8 import Int8Card, Int8Model, packed
+    from gluon_resnet.inference.int8 import Calibration, Int8Model, packed
     from gluon_resnet.inference.rewrites import inference_graph
     from gluon_resnet.progress import progress
 
@@ -88,15 +89,11 @@ def quantize(
         lambda: (batch for batch, _ in progress(title, batches, unit="batches")),
         calibration,
     )
-    card = Int8Card(
-        model=net.spec.name,
-        protocol=model.protocol,
-        class_names=model.class_names,
-        calibration=calibration,
-        images=sum(map(len, batches.positions)),
-        excluded=excluded,
+    card = replace(
+        model.card, weights=None, metrics={}, parent=model.card.parent or model.name
     )
-    return Int8Model(quantized, packed(quantized, arrays), card)
+    made = Calibration(calibration, sum(map(len, batches.positions)), excluded)
+    return Int8Model(quantized, packed(quantized, arrays), card, made)
 
 
 def _check_finite(net: HybridBlock, model: str) -> None:
@@ -205,12 +202,12 @@ def main(arguments: argparse.Namespace) -> None:
     from gluon_resnet.inference.int8 import save_int8
 
     print(save_int8(arguments.out, quantized))
-    card = quantized.card
+    made = quantized.calibration
     print(
-        f"{card.model}, calibrated on {card.images} images ({card.calibration})",
+        f"{quantized.card.model}, calibrated on {made.images} images ({made.method})",
         file=sys.stderr,
     )
-    for layer, reason in card.excluded.items():
+    for layer, reason in made.excluded.items():
         print(f"fp32: {layer} ({reason})", file=sys.stderr)
 
 

@@ -149,13 +149,15 @@ def feature_net(
     return FeatureNet(net, sorted({index % count for index in indices}))
 
 
-def empty_resnet(spec: ModelSpec, *, num_classes: int, ctx: Contexts = None) -> Network:
+def empty_resnet(
+    spec: ModelSpec, *, num_classes: int, in_channels: int = 3, ctx: Contexts = None
+) -> Network:
     """Return the network of `spec` with zeros, for `load_weights` to fill.
 
     Drawing values that are overwritten would take seconds, and gradients, which it
     has not, as much memory as the parameters.
     """
-    net = resnet(spec, num_classes=num_classes)
+    net = resnet(spec, num_classes=num_classes, in_channels=in_channels)
     net.collect_params().setattr("grad_req", "null")
     net.initialize(mx.init.Zero(), ctx=ctx or mx.cpu())
     return net

@@ -28,7 +28,7 @@ from gluon_resnet.training.run import Run, set_up, versions
 from gluon_resnet.training.run_state import Sums, told_in_one_line
 from gluon_resnet.training.step import Answer
 from gluon_resnet.weights import save_weights
-from gluon_resnet.weights.card import Card, write_card
+from gluon_resnet.weights.card import Card, class_names_of
 
 log = logging.getLogger(__name__)
 
@@ -255,9 +255,15 @@ def publish(run: Run) -> None:
 def write_weights(run: Run, path: Path) -> None:
     """Write the weights as the training stands now, and their card."""
     recipe = run.recipe
+    card = Card(
+        recipe.model,
+        recipe.protocol,
+        classes=class_names_of(recipe.data_set, recipe.num_classes),
+        data_set=recipe.data_set,
+        parent=recipe.initial_weights,
+    )
     with told_in_one_line(path, run.out):
-        save_weights(run.evaluate(), path)
-        write_card(path, Card(recipe.model, recipe.protocol, data_set=recipe.data_set))
+        save_weights(run.evaluate(), path, card=card)
 
 
 def _bar(

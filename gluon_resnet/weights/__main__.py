@@ -6,8 +6,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import runpy
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gluon_resnet import command
@@ -158,8 +160,13 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 def _verify_layouts(arguments: argparse.Namespace) -> int:
     from gluon_resnet.progress import progress, say
-    from gluon_resnet.weights.verify import verify_layouts
 
+    path = Path(__file__).parents[2] / "tests" / "verify_layouts.py"
+    if not path.is_file():
+        raise InputError(
+            f"there is no {path}: layouts are verified in a clone of the repository"
+        )
+    verify_layouts = runpy.run_path(str(path))["verify_layouts"]
     failed = 0
     total = len(_rows(arguments.pattern))
     with progress("layouts", total=total, unit="layouts") as bar:
