@@ -51,7 +51,7 @@ def save_overlay(
     pixels = pixels_of(image, protocol)
     heat = np.maximum(activation, 0).astype(np.float32)
     heat = cv2.resize(heat / max(heat.max(), 1e-12), image.shape[:0:-1])
-    colours = cv2.applyColorMap(np.uint8(255 * heat), cv2.COLORMAP_JET)
+    colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_JET)
     blended = 0.5 * pixels[..., ::-1] + 0.5 * colours  # OpenCV writes BGR
     with replacing(path) as part:
         part.write_bytes(cv2.imencode(".png", blended)[1].tobytes())

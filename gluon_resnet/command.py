@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
             "-v", "--verbose", action="store_true", help="say what is chosen and why"
         )
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+    def parse_args(self, args=None, namespace=None):
         """Parse; an option that is not known is answered with the nearest one."""
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:

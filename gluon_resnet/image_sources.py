@@ -52,9 +52,7 @@ def named_images(images: ImageSource | Iterable[ImageSource]) -> list[NamedImage
         elif isinstance(image, (str, os.PathLike)):
             found += _named(os.fspath(image))
         else:
-            found.append(
-                NamedImage(f"image {len(found)}", lambda _, image=image: image)
-            )
+            found.append(NamedImage(f"image {len(found)}", _giving(image)))
     return found
 
 
@@ -64,6 +62,10 @@ def _is_one(images: object) -> bool:
     # A picture of Pillow's, or a file.
     is_other = hasattr(images, "convert") or hasattr(images, "read")
     return is_named or is_other or getattr(images, "ndim", 4) < 4
+
+
+def _giving(image: object) -> Callable[[str], Any]:
+    return lambda name: image
 
 
 def _named(name: str) -> Iterator[NamedImage]:

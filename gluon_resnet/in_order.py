@@ -5,12 +5,12 @@ Threads, because reading, decoding, resizing and encoding images leave Python's 
 alone, and a killed run leaves no process behind.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Optional, TypeVar
 
+from gluon_resnet.cpu import allowed_cpus
 from gluon_resnet.errors import InputError
 
 Item = TypeVar("Item")
@@ -31,7 +31,7 @@ def in_order(
     bounded; at least four a thread. What is begun when the caller stops is finished.
     """
     if workers is None:
-        workers = len(os.sched_getaffinity(0))
+        workers = len(allowed_cpus())
     if workers < 1:
         raise InputError(f"{workers} workers do no work: give at least 1")
     waiting: deque[Future[Result]] = deque()

@@ -24,12 +24,14 @@ from gluon_resnet.model_options import (
 )
 
 if TYPE_CHECKING:
+    import mxnet as mx
     import numpy as np
+    from mxnet.gluon import HybridBlock
 
     from gluon_resnet.classifier import Classifier
     from gluon_resnet.device import Device
     from gluon_resnet.image_sources import NamedImage
-    from gluon_resnet.preprocess import ImageSource
+    from gluon_resnet.preprocess import ImageSource, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +110,9 @@ def _answers(
     def prepare(image: NamedImage) -> np.ndarray | InputError:
         return _prepared(model, image)
 
+    net: HybridBlock = model.net
     names: list[str] = []
-    vectors = [np.empty((0, model.net.spec.channels[-1]), np.float32)]
+    vectors = [np.empty((0, net.spec.channels[-1]), np.float32)]
     waiting = zip(images, in_order(prepare, images, ahead=batch_size))
     with ExitStack() as stack:
         part = None
@@ -129,7 +132,8 @@ def _answers(
                 if outputs == _Outputs(None, None):
                     logits = model(np.stack(pixels)).asnumpy()
                 else:
-                    logits, pooled, maps = _looked_into(model, pixels)
+                    inputs = model.to_device(np.stack(pixels))
+                    logits, pooled, maps = _looked_into(net, inputs)
                 seconds = (time.perf_counter() - started) / len(batch)
                 for answer, row in zip(readable, logits):
                     answer |= {**_predictions(model, row, k), "seconds": seconds}
@@ -137,7 +141,9 @@ def _answers(
                     names += [answer["image"] for answer in readable]
                     vectors.append(pooled)
                 if outputs.cam:
-                    _save_cams(outputs.cam, model, readable, pixels, maps)
+                    weights = net.fc.weight.data(model.ctx).asnumpy()
+                    pictures = zip(readable, pixels, maps)
+                    _save_cams(outputs.cam, model.protocol, weights, pictures)
             yield from answers
             started = time.perf_counter()
         if part:
@@ -155,16 +161,14 @@ def _prepared(model: Classifier, image: NamedImage) -> np.ndarray | InputError:
 
 
 def _looked_into(
-    model: Classifier, pixels: Sequence[np.ndarray]
+    net: HybridBlock, images: mx.nd.NDArray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return logits (N, classes), pooled (N, C) and maps (N, C, H, W)."""
-    import numpy as np
-
     from gluon_resnet.models import last_map
 
-    maps = last_map(model.net, model.to_device(np.stack(pixels)))
-    pooled = model.net.flatten(model.net.pool(maps))
-    return model.net.fc(pooled).asnumpy(), pooled.asnumpy(), maps.asnumpy()
+    maps = last_map(net, images)
+    pooled = net.flatten(net.pool(maps))
+    return net.fc(pooled).asnumpy(), pooled.asnumpy(), maps.asnumpy()
 
 
 def _predictions(model: Classifier, logits: np.ndarray, k: int) -> dict:
@@ -180,21 +184,20 @@ def _predictions(model: Classifier, logits: np.ndarray, k: int) -> dict:
 
 def _save_cams(
     folder: Path,
-    model: Classifier,
-    answers: Sequence[dict],
-    pixels: Sequence[np.ndarray],
-    maps: np.ndarray,
+    protocol: Protocol,
+    class_weights: np.ndarray,
+    images: Iterable[tuple[dict, np.ndarray, np.ndarray]],
 ) -> None:
+    """Write a picture of each (answer, image (3, H, W), maps (C, h, w))."""
     from gluon_resnet.cam import class_activation, overlay_path, save_overlay
     from gluon_resnet.files import DiskFull
 
-    class_weights = model.net.fc.weight.data(model.ctx).asnumpy()
-    for answer, image, image_maps in zip(answers, pixels, maps):
+    for answer, image, maps in images:
         label = answer["predictions"][0]["label"]
-        activation = class_activation(image_maps, class_weights[label])
         path = overlay_path(folder, answer["image"])
         try:
-            save_overlay(path, image, activation, model.protocol)
+            activation = class_activation(maps, class_weights[label])
+            save_overlay(path, image, activation, protocol)
             answer["cam"] = str(path)
         except DiskFull:  # as for all that follow
             raise

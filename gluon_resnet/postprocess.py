@@ -75,8 +75,21 @@ def postprocess(
     if not np.isfinite(logits).all():
         raise InputError("a logit is NaN or infinite; check the weights and the input")
 
-    logits = logits.astype(np.float64)
-    exponentials = np.exp(logits - logits.max())
-    probabilities = exponentials / exponentials.sum()
-    best = np.argsort(-logits, kind="stable")[:k]
+    probabilities = softmax(logits)
+    best = best_classes(logits, k)
     return [(int(label), names[label], float(probabilities[label])) for label in best]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of logits (..., C), in float64."""
+    logits = logits.astype(np.float64)
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def best_classes(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return the labels of the k highest of scores (..., C), the best first.
+
+    int64 (..., k), or (..., C) where k is above C. Equal scores: the lower label first.
+    """
+    return np.argsort(-scores, axis=-1, kind="stable")[..., :k]

@@ -220,7 +220,7 @@ def pixels_of(image: np.ndarray, protocol: Protocol) -> np.ndarray:
     image: float32 (3, H, W) as `preprocess` gives it by `protocol`.
     """
     std, mean = (
-        np.reshape(np.float32(values), (3, 1, 1))
+        np.asarray(values, np.float32)[:, None, None]
         for values in (protocol.std, protocol.mean)
     )
     return np.clip((image * std + mean) * 255, 0, 255).transpose(1, 2, 0)

@@ -98,8 +98,7 @@ class Bar(tqdm):
 
     def __str__(self) -> str:
         meter = self.format_dict
-        # The last column stays free: some terminals begin a new line behind it.
-        room = (meter["ncols"] or NARROWEST) - 1
+        room = meter["ncols"] or NARROWEST
         text = ""
         for part in _parts(self, meter["elapsed"], meter["rate"]):
             if len(text) + len(part) > room:
@@ -130,7 +129,7 @@ def progress(
     """
     if total is None and hasattr(items, "__len__"):
         total = done + len(items)  # type: ignore[arg-type]
-    options = {
+    options: dict[str, Any] = {
         "desc": _shortened(what),
         "total": total,
         "initial": done,
@@ -139,14 +138,13 @@ def progress(
     }
     place = _place()
     if place == "lines":
-        return Lines(items, **options)  # type: ignore[arg-type]
+        return Lines(items, **options)
     if place == "notebook":
         from tqdm.auto import tqdm as notebook_bar
 
         return notebook_bar(items, leave=False, **options)
-    return Bar(
-        items, disable=place == "nothing", leave=False, dynamic_ncols=True, **options
-    )
+    options["disable"] = place == "nothing"
+    return Bar(items, file=sys.stderr, leave=False, dynamic_ncols=True, **options)
 
 
 @contextmanager

@@ -51,9 +51,8 @@ def quantize(
     and weights or outputs that are not finite.
     """
     # Not at the top: --help must not wait for MXNet.
-
     from gluon_resnet.inference.calibration import calibrated
-    from gluon_resnet.inference.coverage import missing_kernel
+    from gluon_resnet.inference.coverage import obstacle
     from gluon_resnet.inference.int8 import Calibration, Int8Model, packed
     from gluon_resnet.inference.rewrites import inference_graph
     from gluon_resnet.progress import progress
@@ -71,12 +70,9 @@ def quantize(
     _check_finite(net, model.name)
     excluded = _excluded(net, exclude)
     graph, arrays = inference_graph(net)
-    missing = missing_kernel(graph, net)
-    if missing:
-        raise InputError(
-            f"int8 has no kernel for {missing} of {model.name}; use precision fp32, or "
-            "a net with BatchNorm"
-        )
+    reason = obstacle(graph) or _obstacle(net)
+    if reason is not None:
+        raise InputError(f"{model.name} has no int8, {reason}; use precision fp32")
     batches = _calibration_batches(model, rec, images)
     title = f"calibrating {model.name}"
     # MXNet's passes announce themselves on standard error unless told not to.
@@ -85,7 +81,7 @@ def quantize(
     quantized, arrays = calibrated(
         fused,
         arrays,
-        _fp32_nodes(fused, net, excluded),
+        _fp32_nodes(fused, excluded),
         lambda: (batch for batch, _ in progress(title, batches, unit="batches")),
         calibration,
     )
@@ -94,6 +90,14 @@ def quantize(
     )
     made = Calibration(calibration, sum(map(len, batches.positions)), excluded)
     return Int8Model(quantized, packed(quantized, arrays), card, made)
+
+
+def _obstacle(net: HybridBlock) -> str | None:
+    """Say why an int8 file cannot hold a net whose operators it could."""
+    channels = net.stem.conv1.weight.shape[1]
+    if channels != 3:
+        return f"it has in_channels={channels}, and int8 files are for 3"
+    return None if "fc" in net._children else "it has no classifier"
 
 
 def _check_finite(net: HybridBlock, model: str) -> None:
@@ -110,9 +114,9 @@ def _check_finite(net: HybridBlock, model: str) -> None:
 def _excluded(net: HybridBlock, exclude: Sequence[str]) -> dict[str, str]:
     """Return the layers that stay fp32, in the net's order, with their reasons."""
     from gluon_resnet.inference.rewrites import FP32_LAYERS
-    from gluon_resnet.models.traced import layer_names
+    from gluon_resnet.models.traced import layer_of, named_parameters
 
-    layers = dict.fromkeys(layer_names(net).values())
+    layers = dict.fromkeys(map(layer_of, named_parameters(net)))
     for pattern in exclude:
         if not any(fnmatch(layer, pattern) for layer in layers):
             raise InputError(
@@ -141,23 +145,19 @@ def _calibration_batches(model: Classifier, rec: Path, images: int) -> Batches:
     )
 
 
-def _fp32_nodes(
-    fused: mx.sym.Symbol, net: HybridBlock, excluded: Mapping[str, str]
-) -> list[str]:
+def _fp32_nodes(fused: mx.sym.Symbol, excluded: Mapping[str, str]) -> list[str]:
     """Return the names of the operators that do not become int8.
 
     They have the arrays of `excluded` layers, or are the pooling of an attention.
     """
     from gluon_resnet.graph import Graph
     from gluon_resnet.inference import split_attention
-    from gluon_resnet.models.traced import layer_names
+    from gluon_resnet.models.traced import layer_of
 
     graph = Graph.of(fused)
-    layers = layer_names(net)
     fp32 = split_attention.poolings(graph)
     for node in graph.nodes:
-        arrays = (split_attention.whole(value.node.name) for value in node.inputs)
-        if any(layers.get(array, "") in excluded for array in arrays):
+        if any(layer_of(value.node.name) in excluded for value in node.inputs):
             fp32.append(node)
     return [node.name for node in fp32]
 

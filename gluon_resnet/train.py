@@ -125,17 +125,16 @@ def main(arguments: argparse.Namespace) -> Optional[int]:
     from gluon_resnet.training.report import end_lines, start_lines
     from gluon_resnet.training.run import set_up
 
-    logging.basicConfig(format="%(message)s")
     logging.getLogger("gluon_resnet.training").setLevel(logging.INFO)
     if arguments.list_recipes:
         _list_recipes(RECIPES)
         return None
     recipe = recipe_named(arguments.recipe)
-    files: list[Optional[Path]] = [arguments.train_rec, arguments.val_rec]
+    train_rec, val_rec = arguments.train_rec, arguments.val_rec
     if arguments.smoke:
         recipe = smoke(recipe)
-        files = [files[0] or bundled.TRAIN_REC, files[1] or bundled.VAL_REC]
-    if None in files:
+        train_rec, val_rec = train_rec or bundled.TRAIN_REC, val_rec or bundled.VAL_REC
+    if not (train_rec and val_rec):
         raise InputError(
             "--train-rec and --val-rec are needed: give both, or --smoke to try the "
             "recipe on the bundled sample"
@@ -158,16 +157,20 @@ def main(arguments: argparse.Namespace) -> Optional[int]:
         if out is None:
             out = numbered_folder(arguments.recipe, resume=arguments.resume)
         if arguments.dry_run:
-            run = set_up(recipe, *files, out=out, with_weights=False, **options)
+            run = set_up(
+                recipe, train_rec, val_rec, out=out, with_weights=False, **options
+            )
             print("\n".join(start_lines(run)), file=sys.stderr)
             print(json.dumps(run.state.recipe, indent=1))
             return None
         on_epoch = _print_json if arguments.json else None
-        history = train(recipe, *files, out=out, on_epoch=on_epoch, **options)
+        history = train(
+            recipe, train_rec, val_rec, out=out, on_epoch=on_epoch, **options
+        )
         if arguments.smoke and arguments.out is None:
             lines = ["it runs; the weights of a smoke run are not kept"]
         else:
-            lines = list(end_lines(recipe, history, out=out, val_rec=files[1]))
+            lines = list(end_lines(recipe, history, out=out, val_rec=val_rec))
     print("\n".join(lines), file=sys.stderr if arguments.json else sys.stdout)
     return None
 

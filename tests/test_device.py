@@ -15,7 +15,13 @@ def test_another_number_is_another_device():
     assert device("cpu(1)") == mx.cpu(1)
 
 
-@pytest.mark.parametrize("name", ["tpu", "cuda:0", "gpu1", "gpu()", "cpu(-1)", "", 0])
+@pytest.mark.parametrize("name", ["gpu(1)", "cuda:1", "gpu:1", "cuda(1)"])
+def test_gpu_is_called_as_by_mxnet_or_by_pytorch(name, monkeypatch):
+    monkeypatch.setattr(mx.context, "num_gpus", lambda: 2)
+    assert device(name) == mx.gpu(1)
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda1", "gpu1", "gpu()", "cpu(-1)", "", 0])
 def test_what_is_no_device_is_refused(name):
     message = f"{name!r} is no device; use cpu, gpu(0), gpu(1), ..."
     for understand in (device, device_name):

@@ -63,6 +63,14 @@ def test_blocks_of_the_page_print_what_stands_below_them(page, drawn_weights):
         )
 
 
+def test_readmes_python_runs_as_written(monkeypatch, capsys):
+    monkeypatch.chdir(DOCS.parent)
+    names = {}
+    for _, code, _ in blocks("../README.md"):
+        exec(compile(code, "README.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("Trouser\n(1, 'Trouser', ")
+
+
 def mentioned(option):
     """(page, value) of each use of a command's option on the pages."""
     for page in sorted(DOCS.glob("*.md")):

@@ -7,6 +7,7 @@ import pytest
 
 from gluon_resnet import create_model, extract_feat, inference_form, init_model
 from gluon_resnet.errors import InputError
+from gluon_resnet.inference import onednn
 from gluon_resnet.models import CATALOG
 from gluon_resnet.models.resnet import empty_resnet
 
@@ -162,15 +163,25 @@ def test_levels_that_cannot_be_had_are_named(options, message):
     assert str(caught.value) == message
 
 
-def test_net_without_classifier_gives_the_pooled_vector():
-    net = create_model("resnet18_v1b", num_classes=0)
+@pytest.mark.parametrize("model", ["resnet18_v1b", "resnet18_v2", "resnest14d"])
+def test_net_without_classifier_gives_the_pooled_vector(model):
+    net = create_model(model, num_classes=0)
     images = mx.nd.random.normal(shape=(3, 3, 64, 64))
     (pooled,) = extract_feat(net, images, ["pooled"])
-    assert pooled.shape == (3, 512)
+    assert pooled.shape == (3, net.spec.channels[-1])
     assert (net(images) == pooled).asnumpy().all()
     np.testing.assert_allclose(
         inference_form(net)(images).asnumpy(), pooled.asnumpy(), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.skipif(not onednn.computes_bf16(), reason="the processor has no AVX-512")
+def test_pooled_vector_in_bf16_is_near_that_in_fp32():
+    net = create_model("resnet18_v1b", num_classes=0)
+    images = mx.nd.random.normal(shape=(3, 3, 64, 64))
+    expected = net(images).asnumpy()
+    found = inference_form(net, precision="bf16")(images).asnumpy()
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
 def test_inference_form_of_feature_maps_gives_them():
@@ -178,7 +189,8 @@ def test_inference_form_of_feature_maps_gives_them():
     images = mx.nd.random.normal(shape=(3, 3, 32, 32))
     expected = net(images)
     for found, level in zip(inference_form(net)(images), expected):
-        np.testing.assert_allclose(found.asnumpy(), level.asnumpy(), atol=1e-5)
+        found, level = found.asnumpy(), level.asnumpy()
+        np.testing.assert_allclose(found, level, rtol=1e-4, atol=1e-4)
 
 
 def test_classifier_may_be_exchanged_and_left_out():
@@ -225,6 +237,16 @@ def test_net_knows_the_pixels_of_the_weights_that_its_name_stands_for():
     assert str(caught.value) == (
         "this cifar_resnet18 has no protocol: set net.protocol, or make it with "
         "create_model"
+    )
+
+
+def test_net_of_one_channel_does_not_prepare_colours():
+    net = create_model("cifar_resnet20_v1", in_channels=1)
+    with pytest.raises(InputError) as caught:
+        net.preprocess(np.zeros((32, 32, 3), np.uint8))
+    assert str(caught.value) == (
+        "this cifar_resnet20_v1 takes 1 channels, and images are prepared as RGB: "
+        "prepare them yourself, as they are in training"
     )
 
 

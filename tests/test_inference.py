@@ -191,7 +191,7 @@ def test_without_onednn_mxnets_operators_run(model, without_onednn, caplog):
     caplog.set_level(logging.INFO, "gluon_resnet")
     form = inference_form(model.net)
     assert caplog.messages == [
-        "fp32 on cpu(0): MXNet's own operators, no fused kernels"
+        "fp32 by MXNet's own operators: no kernels of oneDNN for cpu(0)"
     ]
     images = mx.nd.array(draw_images((2, 3, 28, 28)))
     expected = model.net(images).asnumpy()

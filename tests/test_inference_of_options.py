@@ -19,6 +19,7 @@ from gluon_resnet.errors import InputError
 from gluon_resnet.inference.coverage import _COVERED
 from gluon_resnet.inference.fallback import MXNetForm
 from gluon_resnet.inference.form import PlannedForm, inference_form
+from gluon_resnet.inference.int8 import load_int8, save_int8
 from gluon_resnet.inference.operators import _OPERATORS
 from gluon_resnet.inference.rewrites import inference_graph
 from gluon_resnet.preprocess import Protocol
@@ -77,6 +78,7 @@ FUSED = {
     "no_center": {"norm_options": {"center": False}},
     "negative_axis": {"norm_options": {"axis": -3}},
     "one_channel": {"in_channels": 1, "num_classes": 100},
+    "no_classifier": {"num_classes": 0, "dropout": 0.3},
     "together": {
         "dropout": 0.2,
         "drop_path": 0.2,
@@ -168,7 +170,7 @@ def test_layers_without_a_kernel_run_by_mxnets_operators(name, options, op, capl
     assert isinstance(form, MXNetForm)
     (message,) = caplog.messages
     assert re.fullmatch(
-        rf"fp32: MXNet's own operators, no fused kernel computes .* \({op}\)", message
+        rf"fp32 by MXNet's own operators: no kernel computes .* \({op}\)", message
     )
     images = images_for(net)
     expected = net(images)
@@ -190,14 +192,52 @@ def test_other_precisions_refuse_a_layer_without_a_kernel(name, layer):
     with pytest.raises(InputError) as error:
         inference_form(net, precision="bf16")
     assert str(error.value) == (
-        f"precision bf16 has no kernel for {layer}; use precision fp32, or a net with "
-        "BatchNorm"
+        f"this net has no bf16, no kernel computes {layer}; use precision fp32"
     )
     with pytest.raises(InputError) as error:
         quantize(classifier(net), bundled.TRAIN_REC, images=8)
     assert str(error.value) == (
-        f"int8 has no kernel for {layer} of {name}; use precision fp32, or a net with "
-        "BatchNorm"
+        f"{name} has no int8, no kernel computes {layer}; use precision fp32"
+    )
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_feature_maps_are_those_of_the_net(name):
+    net = drawn(name, features_only=True, **FUSED["together"])
+    form, images = inference_form(net), images_for(net)
+    for found, expected in zip(form(images), net(images)):
+        assert difference(found, expected) < FP32_TOLERANCE
+    for none, expected in zip(form(images[:0]), net(images)):
+        assert none.shape == (0, *expected.shape[1:])
+
+
+def test_feature_maps_of_other_precisions_are_refused():
+    net = create_model("cifar_resnet20_v1", features_only=True)
+    reason = "a plan ends in logits or in the pooled vector; use precision fp32"
+    with pytest.raises(InputError) as error:
+        inference_form(net, precision="bf16")
+    assert str(error.value) == f"this net has no bf16, {reason}"
+    with pytest.raises(InputError) as error:
+        quantize(classifier(net), bundled.TRAIN_REC, images=8)
+    assert str(error.value) == f"cifar_resnet20_v1 has no int8, {reason}"
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ({"num_classes": 0}, "it has no classifier"),
+        (
+            {"in_channels": 1},
+            "it has in_channels=1, and int8 files are for 3",
+        ),
+    ],
+)
+def test_int8_refuses_what_its_file_cannot_hold(options, reason):
+    model = classifier(create_model("cifar_resnet20_v1", **options))
+    with pytest.raises(InputError) as error:
+        quantize(model, bundled.TRAIN_REC, images=8)
+    assert str(error.value) == (
+        f"cifar_resnet20_v1 has no int8, {reason}; use precision fp32"
     )
 
 
@@ -262,15 +302,26 @@ def test_int8_model_is_that_of_the_net_without_options(name, options):
 
 
 def assert_same_int8_model(found, plain, images):
-    arrays = {
-        name.replace("syncbatchnorm", "batchnorm"): array
-        for name, array in found.arrays.items()
-    }
-    assert arrays.keys() == plain.arrays.keys()
+    assert found.arrays.keys() == plain.arrays.keys()
     for name, array in plain.arrays.items():
-        np.testing.assert_array_equal(arrays[name], array)
+        np.testing.assert_array_equal(found.arrays[name], array)
     found, plain = (model.form()(images).asnumpy() for model in (found, plain))
     np.testing.assert_array_equal(found, plain)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        FUSED["together"],  # SyncBatchNorm of another epsilon and momentum
+        {"norm_options": {"use_global_stats": True}},
+    ],
+    ids=["together", "global_stats"],
+)
+def test_int8_model_of_a_net_with_options_can_be_loaded(options, tmp_path):
+    net = drawn("cifar_resnet20_v2", **options)  # which has a norm that is not folded
+    quantized = quantize(classifier(net), bundled.TRAIN_REC, images=8)
+    loaded = load_int8(save_int8(tmp_path / "net.int8", quantized))
+    assert_same_int8_model(loaded, quantized, images_for(net))
 
 
 def trained(name, precision, **options):
@@ -332,13 +383,15 @@ def test_mxnets_operators_run_a_trained_net_in_fp32(precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_int8_model_of_a_trained_net_is_that_of_its_copy(precision):
+def test_int8_model_of_a_trained_net_is_that_of_its_copy(precision, tmp_path):
     net = trained("cifar_resnet20_v1", precision, dropout=0.5)
     found, plain = (
         quantize(classifier(each), bundled.TRAIN_REC, images=8)
         for each in (net, copied(net))
     )
     assert_same_int8_model(found, plain, images_for(net))
+    loaded = load_int8(save_int8(tmp_path / "net.int8", found))
+    assert_same_int8_model(loaded, found, images_for(net))
 
 
 def test_kernels_are_known_of_all_operators_that_have_one():

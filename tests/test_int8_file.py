@@ -142,14 +142,14 @@ def name_of(archive, suffix):
 @pytest.mark.parametrize(
     "suffix, change, reason",
     [
-        ("conv3_bias", lambda a: a[:-1], "its graph is not that of cifar_resnet20"),
-        ("conv3_weight", lambda a: a[:-1], "a scale of its weights is out of range"),
-        ("conv3_weight", lambda a: a.astype("f4"), "its arrays are not those of its g"),
-        ("conv3_weight", lambda a: a.astype("i4"), "its arrays are not those of its g"),
-        ("conv3_bias", lambda a: a.astype("i4"), "its arrays are neither float32 nor"),
-        ("conv3_bias", lambda a: a * np.nan, "a number of its arrays is out of range"),
-        (f"conv3_weight{SCALE}", lambda a: a * 0, "a scale of its weights is out of"),
-        (f"conv3_weight{SCALE}", lambda a: a[1:], "a scale of its weights is out of"),
+        ("conv2.bias", lambda a: a[:-1], "its graph is not that of cifar_resnet20"),
+        ("conv2.weight", lambda a: a[:-1], "a scale of its weights is out of range"),
+        ("conv2.weight", lambda a: a.astype("f4"), "its arrays are not those of its g"),
+        ("conv2.weight", lambda a: a.astype("i4"), "its arrays are not those of its g"),
+        ("conv2.bias", lambda a: a.astype("i4"), "its arrays are neither float32 nor"),
+        ("conv2.bias", lambda a: a * np.nan, "a number of its arrays is out of range"),
+        (f"conv2.weight{SCALE}", lambda a: a * 0, "a scale of its weights is out of"),
+        (f"conv2.weight{SCALE}", lambda a: a[1:], "a scale of its weights is out of"),
     ],
 )
 def test_other_arrays_are_refused(whole, tmp_path, suffix, change, reason):

@@ -16,7 +16,7 @@ from gluon_resnet.models.resnet import resnet
 from gluon_resnet.models.spec_pages import SPEC_PAGES
 from gluon_resnet.postprocess import load_class_names
 from gluon_resnet.weights import layouts, published
-from gluon_resnet.weights.__main__ import main
+from gluon_resnet.weights.__main__ import main, parser
 from gluon_resnet.weights.card import (
     card_from_text,
     card_to_text,
@@ -61,9 +61,7 @@ def _project(row):
 
 
 def _arguments(**given):
-    options = {"pattern": "*", "fetch": None, "verify_layouts": False}
-    options.update({"accept_licence": False, "json": False, **given})
-    return argparse.Namespace(**options)
+    return argparse.Namespace(**{**vars(parser().parse_args([])), **given})
 
 
 def test_table_has_every_file_once():
@@ -413,12 +411,21 @@ def test_unknown_names_give_the_nearest():
 def test_listing_shows_licence_and_default(capsys):
     assert main(_arguments(pattern="resnet18")) is None
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "* what the model's name alone stands for"
+    assert "* what the model's name alone stands for" in lines
     assert [line.split()[0] for line in lines if " * " in line] == [
         "resnet18_v1b.a1_in1k"
     ]
     (restricted,) = (line for line in lines if "fb_swsl_ig1b_ft_in1k " in line)
-    assert restricted.split()[1:3] == ["safetensors", "CC-BY-NC-4.0"]
+    assert restricted.split()[1] == "CC-BY-NC-4.0"
+
+
+def test_name_of_one_row_shows_the_row_whole(capsys):
+    main(_arguments(pattern="ResNetV1D-50"))
+    shown = capsys.readouterr().out
+    row = checkpoint("ResNetV1D-50")
+    for value in (row.name, row.licence, row.log, row.checksum, row.data_set):
+        assert value in shown
+    assert "interpolation bilinear" in shown
 
 
 def test_json_listing_is_one_complete_object_a_line(capsys):

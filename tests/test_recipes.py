@@ -65,9 +65,15 @@ PLAIN = {
     "precision": "fp32",
     "seed": 0,
 }
-OPENMMLAB = {"optimizer": "sgd", "batch_size": 256, "epochs": 100}
+OPENMMLAB = {
+    "optimizer": "sgd",
+    "batch_size": 256,
+    "epochs": 100,
+    "last_gamma": True,
+}
 CIFAR = {**OPENMMLAB, "batch_size": 128, "epochs": 200}
-CIFAR10 = {**CIFAR, "num_classes": 10, "data_set": "cifar10"}
+TEN_CLASSES = {"num_classes": 10, "data_set": "cifar10"}
+CIFAR10 = {**CIFAR, **TEN_CLASSES}
 RSB = {
     "optimizer": "lamb",
     "batch_size": 2048,
@@ -78,6 +84,7 @@ RSB = {
     "mixup": 0.1,
     "cutmix": 1,
     "sync_bn": True,
+    "last_gamma": True,
     "warmup_epochs": 5,
     "warmup_from": 1e-4,
 }
@@ -215,8 +222,9 @@ SOURCES = [
             **OPENMMLAB,
             "optimizer": "nag",
             "num_classes": 200,
-            "data_set": None,
+            "data_set": "cub200",
             "initial_weights": "resnet50_v1b.openmmlab_3rdparty-mill_in21k",
+            "last_gamma": False,
             "batch_size": 64,
             "weight_decay": 5e-4,
             "warmup_epochs": 5,
@@ -286,6 +294,22 @@ SOURCES = [
         GLUON_IMAGES,
     ),
     (
+        "resnet{}_v1s.gluoncv",
+        {50: None, 101: None},
+        {**GLUONCV, **TRICKS, **MIXED},
+        GLUON,
+        cosine_rates(0.4, 120),
+        GLUON_IMAGES,
+    ),
+    (
+        "resnet{}_v1s.gluoncv",
+        {152: None},
+        {**GLUONCV, **TRICKS, "batch_size": 256},
+        GLUON,
+        cosine_rates(0.1, 120),
+        GLUON_IMAGES,
+    ),
+    (
         "resnet152_{}.gluoncv",
         {"v1": 79.22, "v1b": 79.69, "v1c": 80.01},
         {**GLUONCV, **TRICKS, "batch_size": 256},
@@ -323,10 +347,58 @@ SOURCES = [
             **{"20_v1": 92.1, "56_v1": 93.6, "110_v1": 93.0},
             **{"20_v2": 92.1, "56_v2": 93.7, "110_v2": 94.3},
         },
-        {**CIFAR10, "optimizer": "nag"},
+        {**CIFAR10, "optimizer": "nag", "last_gamma": False},
         GLUON_32,
         BY_50,
         PAD_4,
+    ),
+    (
+        "resnest{}d.gluoncv",
+        {14: 75.75},
+        {**RESNEST, "batch_size": 1024, "drop_block": 0},
+        GLUON,
+        cosine_rates(0.4, 270),
+        RESNEST_IMAGES,
+    ),
+    (
+        "resnest{}d.gluoncv",
+        {26: 78.68},
+        {**RESNEST, "batch_size": 1024},
+        GLUON,
+        cosine_rates(0.4, 270),
+        RESNEST_IMAGES,
+    ),
+    (
+        "resnest{}d.gluoncv",
+        {50: 81.04},
+        RESNEST,
+        GLUON,
+        cosine_rates(3.2, 270),
+        RESNEST_IMAGES,
+    ),
+    (
+        "resnest{}e.gluoncv",
+        {101: 82.83},
+        {**RESNEST, "batch_size": 4096},
+        (224, 256, 292, "cv2", "bilinear"),
+        cosine_rates(1.6, 270),
+        RESNEST_IMAGES,
+    ),
+    (
+        "resnest{}e.gluoncv",
+        {200: 83.86},
+        {**RESNEST, **LARGE},
+        (256, 320, 352, "pil", "bicubic"),
+        cosine_rates(0.8, 270),
+        RESNEST_IMAGES,
+    ),
+    (
+        "resnest{}e.gluoncv",
+        {269: 84.53},
+        {**RESNEST, **LARGE},
+        (320, 416, 448, "pil", "bicubic"),
+        cosine_rates(0.8, 270),
+        ("auto_augment", "efficientnet_crop(size={})", FLIP, *JITTER),
     ),
     (
         "resnest{}d.gluon_in1k",
@@ -465,11 +537,6 @@ def test_every_published_training_of_these_projects_has_a_recipe():
         "wide_resnet50_2.openmmlab_8xb32",
         "wide_resnet101_2.openmmlab_8xb32",
         "resnet50_v1b.openmmlab_3rdparty-mill_in21k",
-        # Made for segmentation; their training is not published.
-        *(f"resnet{depth}_v1s.gluoncv" for depth in (50, 101, 152)),
-        # The recipe has the name of the page's file of the same weights.
-        *(f"resnest{size}.gluoncv" for size in ("14d", "26d", "50d")),
-        *(f"resnest{size}.gluoncv" for size in ("101e", "200e", "269e")),
     }
     published = {
         name
@@ -500,6 +567,11 @@ def test_sources_say_which_of_two_statements_is_followed():
         "resnest14d.gluon_in1k": "no DropBlock",
         "resnest26d.gluon_in1k": "not the page's 8192",
         "resnest50d.in1k": "the page's rate of 0.1 is for 256 images",
+        "resnest101e.in1k": "its image size that of the test",
+        "resnest269e.gluoncv": "its dropout that of resnest200e and 269e alone",
+        "resnet50_v1.gluoncv": "; in fp16",
+        "resnet101_v2.onnx_zoo": "Xavier's there",
+        "resnet152_v1s.gluoncv": "publishes no training",
         "resnet18_v1b.gluoncv": "--last-gamma did nothing",
         "cifar_resnet20_v1.gluoncv": "is not known",
     }.items():
@@ -534,8 +606,8 @@ def test_fashion_mnist_is_what_trained_the_bundled_checkpoint():
 
 def test_unknown_recipe_names_the_nearest():
     assert error_of(recipe_named, "resnest50d") == (
-        "unknown recipe 'resnest50d'; nearest: resnest50d.in1k, resnest200e.in1k, "
-        "resnest101e.in1k; `python -m gluon_resnet.train --list-recipes` lists all"
+        "unknown recipe 'resnest50d'; nearest: resnest50d.in1k, resnest50d.gluoncv, "
+        "resnest200e.in1k; `python -m gluon_resnet.train --list-recipes` lists all"
     )
     assert "; no name is near; " in error_of(recipe_named, "%")
     assert recipe_named("fashion_mnist") is FASHION
@@ -619,13 +691,6 @@ def test_set_batch_size_scales_the_rate_unless_that_is_set(settings, rate):
             ),
         ),
         (
-            "num_classes=5",
-            (
-                "num_classes is 5, and data_set fashion_mnist has 10 classes: set the "
-                "one that is right, or data_set=none"
-            ),
-        ),
-        (
             "data_set=cifar100",
             (
                 "num_classes is 10, and data_set cifar100 has 100 classes: set the one "
@@ -652,6 +717,18 @@ def test_an_unknown_data_set_is_said():
         r"data_set is 'cifar-10': data set 'cifar-10' is unknown; use \w+( or \w+)*, a "
         "file of class names, a line each, or none",
         message,
+    )
+
+
+def test_another_number_of_classes_leaves_them_without_names():
+    changed = with_settings(FASHION, ["num_classes=5"])
+    assert (changed.num_classes, changed.data_set) == (5, None)
+    changed = with_settings(FASHION, ["data_set=cifar100", "num_classes=100"])
+    assert changed.data_set == "cifar100"
+    assert with_settings(FASHION, ["num_classes=10"]) == FASHION
+    assert error_of(replace, FASHION, num_classes=5) == (
+        "num_classes is 5, and data_set fashion_mnist has 10 classes: set the one that "
+        "is right, or data_set=none"
     )
 
 

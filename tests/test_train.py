@@ -27,18 +27,19 @@ from gluon_resnet.data.augment import pad_and_crop, random_flip
 from gluon_resnet.data.loader import validation_batches
 from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
+from gluon_resnet.files import locked
 from gluon_resnet.models import model_spec
-from gluon_resnet.predictions import validate
+from gluon_resnet.predictions import Predictions, validate
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.train import main, numbered_folder, parser
 from gluon_resnet.training import loop as module
 from gluon_resnet.training.interrupts import Interrupted
 from gluon_resnet.training.loop import train
 from gluon_resnet.training.network import training_net
-from gluon_resnet.training.recipe import smoke
+from gluon_resnet.training.recipe import described, smoke
 from gluon_resnet.training.recipes import RECIPES
 from gluon_resnet.training.run import Run, versions
-from gluon_resnet.training.run_state import checkpoints, load_state
+from gluon_resnet.training.run_state import Sums, checkpoints, load_state
 from gluon_resnet.training.step import Answer, TrainingStep
 from imagenet_prep.fashion_mnist import write_split
 
@@ -113,6 +114,57 @@ def outcome(history):
     """All of the entries but the times."""
     times = ("seconds", "seconds_left", "images_per_second")
     return [{k: v for k, v in entry.items() if k not in times} for entry in history]
+
+
+def test_hits_of_training_are_counted_as_those_of_a_validation():
+    rng = np.random.default_rng(0)
+    logits = rng.integers(0, 4, (200, 12)).astype(np.float32)  # with many equals
+    labels = rng.integers(0, 12, 200)
+    sums = module.added(Sums(), Answer(0.5, logits), labels, damaged=3)
+    hits = Predictions(labels, np.argsort(-logits, kind="stable")[:, :5], 12).hits
+    assert sums == Sums(1, 0.5, int(hits[:, 0].sum()), int(hits.sum()), 3)
+    twice = module.added(sums, Answer(0.25, logits), labels, damaged=3)
+    assert twice == Sums(2, 0.75, 2 * sums.top1, 2 * sums.top5, 3)
+
+
+def test_training_accuracy_is_that_of_the_epoch_s_batches(finished):
+    first, *_, last = finished[1]
+    assert 40 < first["train_top1"] < last["train_top1"] <= 100
+    assert last["train_top5"] == 100  # of two classes
+
+
+def test_folder_tells_the_recipe_and_each_start(rec, tmp_path):
+    recipe = replace(TOY, epochs=1, warmup_epochs=0)
+    train(recipe, rec, rec, out=tmp_path)
+    train(recipe, rec, rec, out=tmp_path, resume=True)
+    assert json.loads((tmp_path / "recipe.json").read_text()) == described(recipe)
+    starts = json.loads((tmp_path / "run.json").read_text())
+    assert [start["step"] for start in starts] == [0, 12]
+    for start in starts:
+        assert start["training"] == start["validation"] == str(rec)
+        assert start["devices"] == ["cpu(0)"]
+        assert (start["precision"], start["versions"]) == ("fp32", versions())
+
+
+def test_start_and_epochs_are_told(rec, tmp_path, caplog):
+    told = []
+    with caplog.at_level(logging.INFO, "gluon_resnet.training"):
+        recipe = replace(TOY, epochs=1, warmup_epochs=0)
+        history = train(recipe, rec, rec, out=tmp_path, on_epoch=told.append)
+    assert told == history
+    model, recipe, training, validation, steps, devices, _, folder = caplog.messages[:8]
+    assert model == (
+        "model: cifar_resnet20_v1, 271,954 parameters, 2 classes (without names)"
+    )
+    assert recipe == f"recipe: {TOY.source}"
+    assert training == f"training: 200 images of {rec}, 8 pixels a side"
+    assert validation == f"validation: 200 images of {rec}, 8 pixels a side"
+    assert steps == (
+        "steps: 1 epochs of 12, with 16 images and nag at a rate of up to 0.1"
+    )
+    assert devices == "devices: cpu(0), fp32"
+    assert folder == f"folder: {tmp_path}, beginning from fresh weights, seed 2"
+    assert caplog.messages[-1].startswith("epoch 1/1: loss ")
 
 
 def test_training_learns_the_toy_set(finished):
@@ -309,6 +361,15 @@ def test_folder_in_use_needs_resume(finished, rec):
     )
 
 
+def test_folder_where_another_run_is_at_work_is_refused(rec, tmp_path):
+    with locked(tmp_path):
+        assert error_of(train, TOY, rec, rec, out=tmp_path) == (
+            f"another run is at work in {tmp_path}: wait for it or choose another "
+            "folder"
+        )
+        assert names_in(tmp_path) == [".lock"]
+
+
 def test_another_recipe_does_not_resume(finished, rec):
     other = replace(TOY, learning_rate=0.2)
     assert error_of(train, other, rec, rec, out=finished[0], resume=True) == (
@@ -323,6 +384,18 @@ def test_another_number_of_devices_does_not_resume(finished, rec):
         train, TOY, rec, rec, out=finished[0], resume=True, contexts=contexts
     )
     assert message.startswith("the training state does not fit: ")
+
+
+def test_names_and_texts_do_for_recipe_files_and_devices(tmp_path):
+    rec = str(bundled.VAL_REC)
+    message = error_of(train, "fashion_mnits", rec, rec, out=str(tmp_path))
+    assert message.startswith("unknown recipe 'fashion_mnits'; nearest: fashion_mnist")
+    options = {"out": str(tmp_path / "out"), "contexts": ["cpu(0)", "cpu(1)"]}
+    recipe = replace(RECIPES["fashion_mnist"], epochs=1, warmup_epochs=0)
+    (entry,) = train(recipe, rec, rec, max_images=128, **options)
+    assert entry["step"] == 1
+    message = error_of(train, recipe, rec, rec, out=tmp_path, contexts=["gpu(99)"])
+    assert message.startswith("gpu(99) is not there: ")
 
 
 def test_file_smaller_than_a_batch_is_refused(rec, tmp_path):
@@ -379,6 +452,100 @@ def test_full_disk_is_one_line_and_the_run_resumes(
     assert parameters_of(tmp_path) == parameters_of(finished[0])
 
 
+@pytest.mark.slow
+def test_full_disk_anywhere_is_one_line_and_the_run_resumes(
+    finished, rec, tmp_path, capsys
+):
+    """On a file system of every size from almost nothing to enough."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a file system can be mounted by root alone")
+    out, failures = folder / "run", []
+    try:
+        for kilobytes in range(300, 20_000, 1100):
+            size = f"remount,size={kilobytes}k"
+            subprocess.run(["mount", "-o", size, str(folder)], check=True)
+            try:
+                history = train(TOY, rec, rec, out=out, resume=True)
+                break
+            except InputError as error:
+                failures.append(str(error))
+        assert parameters_of(out) == parameters_of(finished[0])
+        assert outcome(history) == outcome(finished[1])
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+    for message in failures:
+        assert re.fullmatch(
+            f"cannot write {out}/[^;]+: .+; mend that and (begin again|go on with "
+            r"--resume; step-\d+\.npz is kept)",
+            message,
+        )
+    places = {Path(message.split(": ")[0]).name for message in failures}
+    assert len(places) > 2, places
+
+
+def write_damaged(rec, folder, keys):
+    """A copy of a record file with images that cannot be read."""
+    whole = RecordFile.open(rec, num_classes=2)
+    content = bytearray(rec.read_bytes())
+    for key in keys:
+        place = content.index(whole.encoded_image(key))
+        content[place : place + 8] = bytes(8)
+    damaged = folder / "damaged.rec"
+    damaged.write_bytes(content)
+    damaged.with_suffix(".idx").write_bytes(rec.with_suffix(".idx").read_bytes())
+    return damaged
+
+
+def test_damaged_images_are_left_out_counted_and_told(rec, tmp_path, caplog):
+    damaged = write_damaged(rec, tmp_path, [3, 150])
+    run = partial(train, replace(TOY, epochs=2, batch_size=48), damaged, damaged)
+    out, stopped = tmp_path / "run", tmp_path / "stopped"
+    assert f"{damaged}, record " in error_of(run, out=stopped)
+    with caplog.at_level(logging.INFO, "gluon_resnet.training"):
+        history = run(out=out, skip_damaged=True)
+    # In each epoch other eight images of 200 are in no whole batch.
+    assert all(2 <= entry["damaged"] <= 4 for entry in history)
+    lines = [m for m in caplog.messages if m.startswith(("epoch 1/2", "epoch 2/2"))]
+    for line, entry in zip(lines, history):
+        assert f", {entry['damaged']} damaged images left out, " in line
+    assert [entry["damaged"] for entry in logged(out) if "top1" in entry] == [
+        entry["damaged"] for entry in history
+    ]
+
+
+def test_damaged_images_are_counted_over_a_break(rec, tmp_path, monkeypatch):
+    damaged = write_damaged(rec, tmp_path, [3, 150])
+    run = partial(train, DRAWING, damaged, rec, skip_damaged=True, checkpoint_minutes=0)
+    whole = run(out=tmp_path / "whole")
+    save, broken = Run.save, tmp_path / "broken"
+
+    def breaks(self):
+        save(self)
+        raise BreakError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", breaks)
+        for _ in range(5):
+            with pytest.raises(BreakError):
+                run(out=broken, resume=True)
+    assert outcome(run(out=broken, resume=True)) == outcome(whole)
+    assert parameters_of(broken) == parameters_of(tmp_path / "whole")
+
+
+def test_many_damaged_images_end_the_run(rec, tmp_path):
+    damaged = write_damaged(rec, tmp_path, range(0, 200, 10))
+    message = error_of(
+        train, TOY, damaged, rec, out=tmp_path / "out", skip_damaged=True
+    )
+    assert message.startswith(
+        "3 damaged records in 200 images are more than the 1% that are left out, the "
+        f"first: {damaged}, record "
+    )
+
+
 def test_training_that_diverges_stops_and_keeps_what_was_finite(rec, tmp_path):
     recipe = replace(TOY, learning_rate=1e30, warmup_epochs=2)
     message = error_of(train, recipe, rec, rec, out=tmp_path, checkpoint_minutes=0)
@@ -426,6 +593,24 @@ def test_fine_tuning_starts_from_a_file():
     assert not starts_from_bundled_weights(recipe, is_new=False)
 
 
+def test_licence_of_initial_weights_is_accepted_by_the_one_who_trains(monkeypatch):
+    asked = []
+
+    def fetch(row, *, accept_licence):
+        asked.append(accept_licence)
+        return bundled.weights()
+
+    local = replace(
+        create.checkpoint("resnet50_v1b.gluoncv"), model=TOY.model, num_classes=10
+    )
+    monkeypatch.setattr(create, "checkpoint", lambda name: local)
+    monkeypatch.setattr(create, "fetch", fetch)
+    recipe = replace(TOY, initial_weights="resnet50_v1b.gluoncv")
+    for accept in (False, True):
+        training_net(recipe, [mx.cpu()], accept_licence=accept)
+    assert asked == [False, True]
+
+
 def test_initial_weights_of_another_model_are_refused():
     weights = str(bundled.weights())
     recipe = replace(TOY, model="cifar_resnet20_v2", initial_weights=weights)
@@ -439,6 +624,52 @@ def test_initial_weights_of_another_model_are_refused():
 def test_initial_weights_that_are_not_there_are_told(name):
     message = error_of(training_net, replace(TOY, initial_weights=name), [mx.cpu()])
     assert message.startswith(f"initial_weights {name} is no file, and unknown ")
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "batch_size", "accumulate", "count"),
+    [
+        ("resnest14d", 72, 1, 1, 1),
+        ("resnest14d", 72, 4, 4, 1),
+        ("resnest14d", 72, 4, 2, 2),
+        ("resnet18_v1b", 32, 1, 1, 1),
+        ("resnet18_v2", 32, 2, 1, 2),
+    ],
+)
+def test_pass_of_which_a_norm_sees_one_value_is_refused(
+    model, size, batch_size, accumulate, count
+):
+    """As torch does: "Expected more than 1 value per channel when training"."""
+    recipe = replace(
+        TOY, model=model, train_size=size, batch_size=batch_size, accumulate=accumulate
+    )
+    contexts = [mx.cpu(index) for index in range(count)]
+    assert error_of(training_net, recipe, contexts) == (
+        f"a norm of {model} sees one value per channel in a pass of one image of "
+        f"{size} pixels, and learns nothing: raise batch_size, which is {batch_size} "
+        f"in {accumulate} passes on {count} devices"
+    )
+    twice = replace(recipe, batch_size=2 * batch_size)
+    assert training_net(twice, contexts).spec.name == model
+
+
+@pytest.mark.parametrize(
+    ("model", "size"), [("cifar_resnet20_v2", 8), ("resnet18_v1b", 64)]
+)
+def test_pass_of_one_image_with_larger_maps_is_taken(model, size):
+    recipe = replace(TOY, model=model, train_size=size, batch_size=1)
+    assert training_net(recipe, [mx.cpu()]).spec.name == model
+
+
+def test_batch_that_does_not_split_is_refused_before_the_images_are_opened(tmp_path):
+    recipe = replace(TOY, batch_size=15)
+    missing = tmp_path / "missing.rec"
+    assert error_of(
+        train, recipe, missing, missing, out=tmp_path, contexts=[mx.cpu(0), mx.cpu(1)]
+    ) == (
+        "a batch of 15 images does not split evenly into 2 devices x 1 passes: choose "
+        "a batch size that is a multiple of 2"
+    )
 
 
 def test_norms_are_synchronised_over_several_devices_alone():
@@ -538,7 +769,7 @@ def test_dry_run_prints_the_recipe_and_writes_nothing(rec, tmp_path, capsys):
     assert [recipe[k] for k in ("epochs", "batch_size", "learning_rate", "seed")] == [
         *(9, 32, 0.2, 5)
     ]
-    assert errors.splitlines()[-5:] == [
+    assert errors.splitlines()[-6:-1] == [
         f"validation: 200 images of {rec}, 28 pixels a side",
         "steps: 9 epochs of 6, with 32 images and nag at a rate of up to 0.2",
         "devices: cpu(0), fp32",
@@ -553,10 +784,7 @@ def test_smoke_command_needs_no_files(capsys, caplog):
     output, errors = capsys.readouterr()
     assert [json.loads(line)["epoch"] for line in output.splitlines()] == [1, 2]
     assert errors == "it runs; the weights of a smoke run are not kept\n"
-    assert any(
-        line.startswith("epoch 2, step 8: 0:00:00 left, loss ")
-        for line in caplog.messages
-    )
+    assert caplog.messages[-1].startswith("epoch 2/2: loss ")
 
 
 def test_runs_without_a_folder_are_numbered(capsys, tmp_path, monkeypatch):

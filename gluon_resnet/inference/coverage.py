@@ -4,25 +4,24 @@
 from collections.abc import Callable
 from typing import Optional
 
-from mxnet.gluon import HybridBlock
-
 from gluon_resnet.graph import Graph
 from gluon_resnet.inference import split_attention
 from gluon_resnet.inference.steps import Step, steps_of
-from gluon_resnet.models.traced import IMAGES, layer_names
+from gluon_resnet.models.traced import IMAGES, layer_of
 
 
-def missing_kernel(graph: Graph, net: HybridBlock) -> Optional[str]:
-    """Name the first layer that no kernel computes, such as "stem.bn1 (InstanceNorm)".
+def obstacle(graph: Graph) -> Optional[str]:
+    """Say why kernels cannot compute a graph: "no kernel computes fc (Dropout)".
 
-    graph: the inference graph of `net`. None where there are kernels for all.
+    graph: of `inference_graph`. None where they can.
     """
-    layers = layer_names(net)
     for step in steps_of(graph):
         is_covered = _COVERED.get(step.op)
         if is_covered is None or not is_covered(step):
-            arrays = (layers.get(split_attention.whole(name)) for name in step.arrays)
-            return f"{next(filter(None, arrays), step.name)} ({step.op})"
+            layers = filter(None, map(layer_of, step.arrays))
+            return f"no kernel computes {next(layers, step.name)} ({step.op})"
+    if [value.node.op for value in graph.end.inputs] not in _ENDS:
+        return "a plan ends in logits or in the pooled vector"
     return None
 
 
@@ -36,6 +35,7 @@ def _is_of_attention(step: Step) -> bool:
     return split_attention.has_operator(step.output.node)
 
 
+_ENDS = (["FullyConnected"], ["Flatten"])
 # What operators.py computes, and what it takes for granted there.
 _COVERED: dict[str, Callable[[Step], bool]] = {
     "Activation": lambda step: step.attrs["act_type"] == "relu",

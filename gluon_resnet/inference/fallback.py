@@ -2,6 +2,7 @@
 """The form of a network where oneDNN's kernels do not run it: by MXNet's operators."""
 
 import threading
+from typing import Union
 
 import mxnet as mx
 from mxnet import autograd
@@ -14,7 +15,7 @@ from gluon_resnet.models.traced import IMAGES
 
 
 class MXNetForm:
-    """A function from images to logits by MXNet's own operators, hybridized.
+    """A function from images to logits, or to maps, by MXNet's operators, hybridized.
 
     Several threads may call it; one at a time computes.
     """
@@ -30,8 +31,10 @@ class MXNetForm:
         self._net.hybridize(static_alloc=True, static_shape=True)
         self._lock = threading.Lock()
 
-    def __call__(self, images: mx.nd.NDArray) -> mx.nd.NDArray:
-        """Return logits (N, classes) of images (N, C, H, W), float32.
+    def __call__(
+        self, images: mx.nd.NDArray
+    ) -> Union[mx.nd.NDArray, list[mx.nd.NDArray]]:
+        """Return what the network gives for images (N, C, H, W), in float32.
 
         Raises InputError for images of a shape that the network does not take, and for
         those on another device.
@@ -41,7 +44,9 @@ class MXNetForm:
             raise InputError(f"images on {ctx}; give images on {self._ctx}")
         if not len(images):  # which MXNet takes for an unknown number
             one = self(mx.nd.zeros((1, *images.shape[1:]), ctx=ctx))
-            return mx.nd.empty((0, *one.shape[1:]), ctx=ctx)
+            several = one if isinstance(one, list) else [one]
+            none = [mx.nd.empty((0, *each.shape[1:]), ctx=ctx) for each in several]
+            return none if isinstance(one, list) else none[0]
         with self._lock, autograd.pause():
             try:
                 return self._net(images.astype("float32", copy=False))

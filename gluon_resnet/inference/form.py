@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import mxnet as mx
 import numpy as np
@@ -26,7 +26,7 @@ from gluon_resnet import cpu
 from gluon_resnet.errors import InputError
 from gluon_resnet.graph import Graph
 from gluon_resnet.inference import onednn, openmp
-from gluon_resnet.inference.coverage import missing_kernel
+from gluon_resnet.inference.coverage import obstacle
 from gluon_resnet.inference.fallback import MXNetForm
 from gluon_resnet.inference.fold import folded
 from gluon_resnet.inference.onednn import DType
@@ -36,12 +36,12 @@ from gluon_resnet.inference.plan import Plan, PlanError
 from gluon_resnet.inference.rewrites import inference_graph
 from gluon_resnet.inference.steps import steps_of
 from gluon_resnet.inference.workers import Workers
-from gluon_resnet.models.network import FeatureNet
 from gluon_resnet.precision import check_device
 
 log = logging.getLogger(__name__)
 
-Forward = Callable[[mx.nd.NDArray], mx.nd.NDArray]
+Forward = Callable[[mx.nd.NDArray], Any]
+"""From images (N, C, H, W) to logits (N, classes), or what else the network gives."""
 
 # Images of 224 x 224 that a core computes at a time; of smaller ones more. Fewer make
 # less of the weights that are fetched for them, more are too much for the cache.
@@ -77,10 +77,11 @@ def check_precision(precision: str, ctx: mx.Context) -> None:
 
 
 def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
-    """Return a function that maps images to logits as `net` does, only faster.
+    """Return a function that answers images as `net` does, only faster.
 
     It takes and gives float32 on `net`'s first device, images (N, C, H, W) of any N, H
     and W; see `PlannedForm` for what a new shape costs, for threads and for forks.
+    Logits are what `net` gives, or the pooled vector, or a list of feature maps.
     The values are copies: `net` may be trained on without changing the form.
 
     precision: "fp32", equal to `net` but for rounding, or "bf16", whose predictions
@@ -92,23 +93,16 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
     """
     ctx = next(iter(net.collect_params().values())).list_ctx()[0]
     check_precision(precision, ctx)
-    if isinstance(net, FeatureNet):  # A plan has one result.
-        log.info("%s on %s: feature maps by MXNet's own operators", precision, ctx)
-        net.hybridize(static_alloc=True, static_shape=True)
-        return net
     if ctx.device_type != "cpu" or not onednn.is_available():
-        log.info("%s on %s: MXNet's own operators, no fused kernels", precision, ctx)
+        log.info("fp32 by MXNet's own operators: no kernels of oneDNN for %s", ctx)
         return MXNetForm(*folded(net), ctx)
     graph, arrays = inference_graph(net)
-    missing = missing_kernel(graph, net)
-    if missing is None:
+    reason = obstacle(graph)
+    if reason is None:
         return PlannedForm(graph, arrays, precision)
     if precision != "fp32":
-        raise InputError(
-            f"precision {precision} has no kernel for {missing}; use precision fp32, "
-            "or a net with BatchNorm"
-        )
-    log.info("fp32: MXNet's own operators, no fused kernel computes %s", missing)
+        raise InputError(f"this net has no {precision}, {reason}; use precision fp32")
+    log.info("fp32 by MXNet's own operators: %s", reason)
     return MXNetForm(graph, arrays, ctx)
 
 

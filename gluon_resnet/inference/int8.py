@@ -199,8 +199,10 @@ def _check_graph(graph: Graph, arrays: Mapping[str, np.ndarray], card: Card) -> 
         largest = max(-low, high)
         if not (low <= 0 <= high and _LEAST <= largest <= _LARGEST):
             raise InputError(f"the range {low:g} to {high:g} is none of a layer's")
-        if step.op == "BatchNorm" and not (arrays[step.arrays[-1]] >= 0).all():
-            raise InputError("a variance is negative")
+        if step.op == "BatchNorm":
+            variance = arrays[step.arrays[-1]] + step.attrs["eps"]
+            if not ((variance >= _LEAST) & (variance <= _LARGEST)).all():
+                raise InputError("a variance is out of range")
     if onednn.is_available():
         (head,) = graph.end.inputs
         described(steps, head, Weights(arrays), (1, 3, spec.size, spec.size))

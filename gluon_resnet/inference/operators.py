@@ -53,7 +53,7 @@ def plan_of(
 ) -> Plan:
     """Return the plan that does `steps` for images of a shape (N, C, H, W).
 
-    head: the logits, an output of one of the steps.
+    head: the logits, or the pooled vector; an output of one of the steps.
     dtype: of the maps, F32 or BF16; in int8 models of those that are not int8.
     Raises PlanError for a shape that the steps do not take.
     """
@@ -85,6 +85,8 @@ def described(
         results = result if isinstance(result, list) else [result]
         for output, found in enumerate(results):
             values[step.output._replace(output=output)] = found
+    if head.node.op == "Flatten":
+        return plan, _vector(plan, head.node.name, tensor(head))
     return plan, tensor(head)
 
 
@@ -434,6 +436,16 @@ def _eltwise(algorithm: int, plan: PlanBuilder, step: Step, x: Tensor) -> Tensor
 def _flatten(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
     """Nothing to do: the pooled map is (N, C, 1, 1)."""
     return x
+
+
+def _vector(plan: PlanBuilder, layer: str, x: Tensor) -> Tensor:
+    """A pooled map as the float32 vector (N, C) that a net without classifier gives."""
+    dims = x.dims[:2]
+    flat = plan.view(x, dims, layout=Layout.AB)
+    result = plan.tensor(dims, DType.F32, Descriptor(dims, DType.F32, Layout.AB))
+    kernel = partial(onednn.reorder, flat.descriptor, result.descriptor)
+    plan.call(layer, kernel, {onednn.SRC: flat, onednn.DST: result})
+    return result
 
 
 def _dequantize(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ FP32_LAYERS = {
 """Layers that stay fp32 in int8 models: a pattern of their names, and why."""
 FP32_OPERATORS = ("elemwise_add",)
 """Where no convolution takes these in, they sum up what the attention pools."""
-_PART = "_radix"
 
 
 def rewrite(graph: Graph, arrays: dict[str, np.ndarray]) -> None:
@@ -34,11 +33,6 @@ def rewrite(graph: Graph, arrays: dict[str, np.ndarray]) -> None:
     _splits_as_convolutions(graph, arrays)
     products_as_broadcasts(graph)
     _pairs_as_differences(graph, arrays)
-
-
-def whole(name: str) -> str:
-    """Return the name that an array has in the network, which here may be in parts."""
-    return name.partition(_PART)[0]
 
 
 def poolings(graph: Graph) -> list[Node]:
@@ -85,10 +79,10 @@ def _splits_as_convolutions(graph: Graph, arrays: dict[str, np.ndarray]) -> None
             groups = attributes["num_group"] // radix if grouped else 1
             attributes |= {"num_filter": filters, "num_group": groups}
             for array, _ in layer.inputs[1:]:
-                name = f"{array.name}{_PART}{r}"
+                name = f"{array.name}_radix{r}"
                 arrays[name] = arrays[array.name][r * filters : (r + 1) * filters]
                 inputs.append(Value(Node(VARIABLE, name)))
-        return Value(Node(layer.op, f"{layer.name}{_PART}{r}", inputs, attributes))
+        return Value(Node(layer.op, f"{layer.name}_radix{r}", inputs, attributes))
 
     parts = {}
     for split in graph.nodes:

@@ -2,7 +2,7 @@
 """What `create_model` returns: a network that knows its row and its pixels."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Optional, Union
 
 import mxnet as mx
@@ -36,15 +36,22 @@ class Network(Chain):
 
         images: what `gluon_resnet.preprocess` takes. Returns float32 (N, 3, H, W) on
         the network's device.
-        Raises InputError for what is no image, and without a protocol.
+        Raises InputError for what is no image, without a protocol, and for a network of
+        other than three channels.
         """
         if self.protocol is None:
             raise InputError(
                 f"this {self.spec.name} has no protocol: set net.protocol, or make it "
                 "with create_model"
             )
+        in_channels = self.stem.conv1.weight.shape[1]
+        if in_channels != 3:
+            raise InputError(
+                f"this {self.spec.name} takes {in_channels} channels, and images are "
+                "prepared as RGB: prepare them yourself, as they are in training"
+            )
         batch = images if isinstance(images, (list, tuple)) else [images]
-        pixels = preprocess_batch(batch, **asdict(self.protocol))
+        pixels = preprocess_batch(batch, self.protocol)
         return mx.nd.array(pixels, ctx=self._contexts()[0])
 
     def forward_features(self, images: Union[np.ndarray, mx.nd.NDArray]):

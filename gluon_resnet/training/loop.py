@@ -7,22 +7,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional, Union
 
 import mxnet as mx
 import numpy as np
-from tqdm import tqdm
 
 from gluon_resnet.data.augment import one_hot
 from gluon_resnet.data.loader import Batch, Batches, Skip, refuse
+from gluon_resnet.device import Device, device
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import locked
 from gluon_resnet.models import set_drop_block
 from gluon_resnet.predictions import Accuracy, validate
+from gluon_resnet.progress import progress
 from gluon_resnet.random_streams import Use, mxnet_seed, stream
 from gluon_resnet.training.interrupts import Interrupted, interrupts_held
 from gluon_resnet.training.journal import draw_curves, journal, note_start, write_json
 from gluon_resnet.training.recipe import Recipe, drop_block_at, learning_rate, mix
+from gluon_resnet.training.recipes import recipe_named
 from gluon_resnet.training.report import epoch_line, start_lines, step_text
 from gluon_resnet.training.run import Run, set_up, versions
 from gluon_resnet.training.run_state import Sums, told_in_one_line
@@ -39,13 +41,13 @@ RaiseHeld = Callable[[], None]
 
 
 def train(
-    recipe: Recipe,
-    train_rec: Path,
-    val_rec: Path,
+    recipe: Union[Recipe, str],
+    train_rec: Union[str, Path],
+    val_rec: Union[str, Path],
     *,
-    out: Path,
+    out: Union[str, Path],
     resume: bool = False,
-    contexts: Optional[Sequence[mx.Context]] = None,
+    contexts: Sequence[Device] = ("cpu",),
     workers: Optional[int] = None,
     checkpoint_minutes: float = 10,
     max_images: Optional[int] = None,
@@ -53,7 +55,7 @@ def train(
     skip_damaged: bool = False,
     on_epoch: Optional[Callable[[dict], None]] = None,
 ) -> list[dict]:
-    """Train by `recipe`; returns the log's entries of the epochs.
+    """Train by `recipe` or its name; returns the log's entries of the epochs.
 
     out: folder for checkpoints (run_state.py), log.jsonl, tensorboard, curves.png,
         recipe.json, run.json and, with a card each, the weights: MODEL.params of the
@@ -61,7 +63,7 @@ def train(
     resume: go on from the newest checkpoint in `out`, in the middle of an epoch, too;
         begin where there is none. The outcome is the same as without the break, bit for
         bit, on the same machine with the same versions and number of threads.
-    contexts: devices that share each batch; default `mx.cpu()`.
+    contexts: devices that share each batch, as ("gpu(0)", "gpu(1)") or MXNet's own.
     workers: threads that prepare images, by default one per core.
     checkpoint_minutes: time between checkpoints; one is written after each epoch, too.
     max_images: use the first so many of each file.
@@ -77,17 +79,18 @@ def train(
     InputError for files, checkpoint or devices that do not fit the recipe, for an `out`
     that is in use or cannot be written, and for a loss that is not finite.
     """
+    recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
     out = Path(out)
     with locked(out):
         for unfinished in out.glob(".*.part.*"):  # of a run that was killed
             unfinished.unlink()
         run = set_up(
             recipe,
-            train_rec,
-            val_rec,
+            Path(train_rec),
+            Path(val_rec),
             out=out,
             resume=resume,
-            contexts=list(contexts or [mx.cpu()]),
+            contexts=[device(each) for each in contexts],
             workers=workers,
             checkpoint_minutes=checkpoint_minutes,
             max_images=max_images,
@@ -211,7 +214,7 @@ def train_batches(run: Run, record: Record, raise_held: RaiseHeld) -> None:
                 "seconds_left": pace * remaining,
             }
             record(entry)
-            _show(bar, entry)
+            bar.set_postfix_str(step_text(entry))
             reported, reported_at = run.state, now
 
 
@@ -268,8 +271,8 @@ def write_weights(run: Run, path: Path) -> None:
 
 def _bar(
     batches: Batches, before_each: Callable[[], None], title: str, *, done: int = 0
-) -> tqdm:
-    """The batches under a progress bar, on a terminal, with a call before each."""
+) -> Any:
+    """The batches under `progress`, with a call before each."""
 
     def called() -> Iterator[Batch]:
         for batch in batches:
@@ -277,22 +280,4 @@ def _bar(
             yield batch
 
     total = done + len(batches)
-    return tqdm(
-        called(),
-        title,
-        initial=done,
-        total=total,
-        unit="batch",
-        disable=None,
-        leave=False,
-    )
-
-
-def _show(bar: tqdm, entry: dict) -> None:
-    """Tell how it goes: in the bar on a terminal, else in a line of the log."""
-    if bar.disable:
-        log.info(
-            "epoch %d, step %d: %s", entry["epoch"], entry["step"], step_text(entry)
-        )
-    else:
-        bar.set_postfix_str(step_text(entry))
+    return progress(title, called(), total=total, done=done, unit="batches")

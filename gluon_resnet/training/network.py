@@ -4,10 +4,10 @@
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import mxnet as mx
-from mxnet.gluon import HybridBlock, nn
+from mxnet.gluon import Block, HybridBlock, nn
 from mxnet.gluon.contrib.nn import SyncBatchNorm
 
 from gluon_resnet.create import create_model
@@ -34,11 +34,12 @@ def training_net(
     norm would see one value per channel, which it would turn into zero: torch, too,
     refuses "1 value per channel when training".
     """
-    options = {}
+    options: dict[str, Any] = {}
     if recipe.sync_bn and len(contexts) > 1:
         options["norm_layer"] = SyncBatchNorm
         options["norm_options"] = {"num_devices": len(contexts)}
-    name, pretrained = recipe.model, False
+    name: str = recipe.model
+    pretrained: Union[bool, Path] = False
     if is_new and recipe.initial_weights is not None:
         name, pretrained = _published_or_file(recipe.initial_weights, recipe.model)
     mx.random.seed(mxnet_seed(stream(recipe.seed, Use.INITIALISATION)))
@@ -100,11 +101,12 @@ def _check_norms(net: HybridBlock, recipe: Recipe, *, num_devices: int) -> None:
     outputs = net(mx.sym.var("data")).get_internals()
     _, shapes, _ = outputs.infer_shape(data=(1, 3, size, size))
     shape_of = dict(zip(outputs.list_outputs(), shapes))
-    norms: list[nn.BatchNorm] = []
-    net.apply(lambda layer: isinstance(layer, nn.BatchNorm) and norms.append(layer))
-    for norm in norms:
-        if not isinstance(norm, SyncBatchNorm):  # which sees those of all devices
-            _, _, *sides = shape_of[f"{norm.name}_fwd_output"]
+    layers: list[Block] = []
+    net.apply(layers.append)
+    for layer in layers:
+        # A synchronised one sees the values of all devices.
+        if isinstance(layer, nn.BatchNorm) and not isinstance(layer, SyncBatchNorm):
+            _, _, *sides = shape_of[f"{layer.name}_fwd_output"]
             if prod(sides) == 1:
                 raise InputError(
                     f"a norm of {recipe.model} sees one value per channel in a pass of "

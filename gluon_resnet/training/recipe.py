@@ -278,10 +278,11 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """The recipe with fields set as in ["epochs=10", "train_size=none"].
 
     Another batch_size scales the learning rate (`for_batch_size`) unless that is set,
-    too. Raises InputError for a field that there is not or that holds no plain value,
+    too; another num_classes leaves the classes without names unless data_set is set.
+    Raises InputError for a field that there is not or that holds no plain value,
     one set twice, and a value that cannot be read or breaks a rule.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
@@ -294,6 +295,8 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         if name in values:
             raise InputError(f"{name} is set twice, again by {setting!r}; set it once")
         values[name] = _read(setting, _SETTABLE[name], text)
+    if values.get("num_classes", recipe.num_classes) != recipe.num_classes:
+        values.setdefault("data_set", None)
     changed = replace(recipe, **values)
     if "learning_rate" in values:
         return changed

@@ -43,27 +43,28 @@ def start_lines(run: Run) -> Iterator[str]:
     else:
         begin = f"beginning from fresh weights, seed {recipe.seed}"
     yield f"folder: {run.out}, {begin}"
+    yield "epochs: loss, top-1/top-5 in validation and training, images a second"
 
 
 def step_text(entry: dict) -> str:
     """Say how an epoch goes, the most important first, for a bar or a line."""
     return (
-        f"{clock(entry['seconds_left'])} left, loss {entry['loss']:.3f}, "
+        f"loss {entry['loss']:.3f}, {clock(entry['seconds_left'])} to the end, "
         f"{entry['images_per_second']:.4g} images/s, rate {entry['learning_rate']:.3g}"
     )
 
 
 def epoch_line(entry: dict, *, epochs: int) -> str:
-    """Say what an epoch came to; percentages are top-1 and top-5."""
+    """Say what an epoch came to, as the last of `start_lines` explains it."""
     parts = [
         f"epoch {entry['epoch']}/{epochs}: loss {entry['loss']:.3f}",
-        f"validation {entry['top1']:.2f}/{entry['top5']:.2f} %",
+        f"val {entry['top1']:.2f}/{entry['top5']:.2f} %",
     ]
     if "train_top1" in entry:
-        parts.append(f"training {entry['train_top1']:.1f}/{entry['train_top5']:.1f} %")
+        parts.append(f"train {entry['train_top1']:.1f}/{entry['train_top5']:.1f} %")
     if entry["damaged"]:
         parts.append(f"{entry['damaged']} damaged images left out")
-    parts.append(f"{entry['images_per_second']:.4g} images/s")
+    parts.append(f"{entry['images_per_second']:.4g}/s")
     parts.append(f"{clock(entry['seconds_left'])} left")
     return ", ".join(parts)
 

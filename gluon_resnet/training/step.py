@@ -10,7 +10,7 @@ from typing import NamedTuple
 import mxnet as mx
 import numpy as np
 from mxnet import autograd
-from mxnet.gluon import HybridBlock, nn
+from mxnet.gluon import Block, HybridBlock, nn
 from mxnet.gluon.contrib.nn import SyncBatchNorm
 
 from gluon_resnet.errors import InputError
@@ -291,9 +291,9 @@ def _synchronise_norms(net: HybridBlock, contexts: Sequence[mx.Context]) -> None
 
     MXNet keeps the sums in a table of the process, by a key that repeats in every net.
     """
-    layers = []
-    net.apply(layers.append)
-    layers = [layer for layer in layers if isinstance(layer, SyncBatchNorm)]
+    blocks: list[Block] = []
+    net.apply(blocks.append)
+    layers = [block for block in blocks if isinstance(block, SyncBatchNorm)]
     for layer in layers:
         layer._kwargs.update(ndev=len(contexts), key=f"sync{next(_sync_keys)}")
     # CPU contexts share a few pieces of working memory in turn. A norm that waits for

@@ -51,10 +51,11 @@ def parser() -> command.Parser:
 
 def main(arguments: argparse.Namespace) -> int | None:
     """List, fetch or verify; return 1 if a layout does not load as published."""
-    if arguments.fetch:
-        return _fetch(arguments)
     if arguments.verify_layouts:
         return _verify_layouts(arguments)
+    if arguments.fetch:
+        _fetch(arguments)
+        return None
     rows = _rows(arguments.pattern)
     if arguments.json:
         for row in rows:
