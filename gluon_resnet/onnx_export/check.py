@@ -8,7 +8,7 @@ ONNX Runtime runs it with and without its optimisations, which have been wrong b
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
 import onnx
@@ -56,9 +56,10 @@ def check(
     path: Path,
     reference: Optional[Reference] = None,
     *,
+    name: Optional[Path] = None,
     optimised: float = TOLERANCE,
 ) -> Proof:
-    """Prove a file, one made elsewhere, too.
+    """Prove a file, one made elsewhere, too; messages call it `name`.
 
     Its structure and shapes are checked; then it runs drawn images, in batches of
     `BATCHES` and in two sizes where these are free, with and without ONNX Runtime's
@@ -66,18 +67,18 @@ def check(
     with the same five largest, and by `optimised` between the two ways to run it.
     Raises InputError where the file is not well formed, cannot run, or differs.
     """
-    model = _well_formed(path)
+    file = _File(path, str(name or path))
+    model = _well_formed(file)
     level = onnxruntime.GraphOptimizationLevel
-    fast = _session(path, level.ORT_ENABLE_ALL)
-    plain = _session(path, level.ORT_DISABLE_ALL)
-    images_of = _only_input(path, plain)
+    fast = _session(file, level.ORT_ENABLE_ALL)
+    plain = _session(file, level.ORT_DISABLE_ALL)
     names = [output.name for output in plain.get_outputs()]
     shapes, errors, changes = [], [0.0], [0.0]
-    for images in _drawn(path, images_of):
+    for images in _drawn(file, _only_input(file, plain)):
         shape = "x".join(map(str, images.shape))
-        outputs = _run(path, plain, images)
-        found = _run(path, fast, images)
-        where = f"{path}: on images {shape} the output"
+        outputs = _run(file, plain, images)
+        found = _run(file, fast, images)
+        where = f"{file.name}: on images {shape} the output"
         change = _difference(names, outputs, found, optimised, where, "ONNX Runtime")
         changes.append(change)
         if reference is not None:
@@ -92,74 +93,75 @@ def check(
     return Proof(opset, model.ir_version, tuple(shapes), max(changes), error)
 
 
-def run(path: Path, images: np.ndarray) -> list[np.ndarray]:
-    """Return what a file answers to images, as ONNX Runtime usually runs it."""
-    level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    return _run(path, _session(path, level), images)
+class _File(NamedTuple):
+    """A file, and what messages call it."""
+
+    path: Path
+    name: str
 
 
-def _well_formed(path: Path) -> onnx.ModelProto:
+def _well_formed(file: _File) -> onnx.ModelProto:
     try:
-        model = onnx.load(str(path))
+        model = onnx.load(str(file.path))
     except Exception as error:  # protobuf's, and the system's
         reason = getattr(error, "strerror", None) or "it is no ONNX file"
         raise InputError(
-            f"{path} cannot be read ({reason}); give an .onnx file"
+            f"{file.name} cannot be read ({reason}); give an .onnx file"
         ) from None
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        onnx.checker.check_model(str(file.path), full_check=True)
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except Exception as error:  # of several modules of onnx
         raise InputError(
-            f"{path} is not well formed ({_first_line(error)}); export it again"
+            f"{file.name} is not well formed ({_first_line(error)}); export it again"
         ) from None
     return model
 
 
 def _session(
-    path: Path, level: onnxruntime.GraphOptimizationLevel
+    file: _File, level: onnxruntime.GraphOptimizationLevel
 ) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = level
     options.log_severity_level = 4  # Each array that is an input, too, is a warning.
     try:
         return onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
+            str(file.path), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # Its errors have no class in common.
         raise InputError(
-            f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it "
+            f"{file.name}: ONNX Runtime {onnxruntime.__version__} cannot load it "
             f"({_first_line(error)})"
         ) from None
 
 
 def _run(
-    path: Path, session: onnxruntime.InferenceSession, images: np.ndarray
+    file: _File, session: onnxruntime.InferenceSession, images: np.ndarray
 ) -> list[np.ndarray]:
     try:
         return session.run(None, {session.get_inputs()[0].name: images})
     except Exception as error:  # Its errors have no class in common.
         shape = "x".join(map(str, images.shape))
         raise InputError(
-            f"{path}: ONNX Runtime {onnxruntime.__version__} cannot run images of "
+            f"{file.name}: ONNX Runtime {onnxruntime.__version__} cannot run images of "
             f"{shape} ({_first_line(error)})"
         ) from None
 
 
 def _only_input(
-    path: Path, session: onnxruntime.InferenceSession
+    file: _File, session: onnxruntime.InferenceSession
 ) -> onnxruntime.NodeArg:
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type not in _ELEMENTS:
         told = ", ".join(f"{i.name} {i.type}" for i in inputs[:3]) or "none"
         raise InputError(
-            f"{path} has the inputs {told}; a file with one, float32 or uint8 images, "
-            "can be checked"
+            f"{file.name} has the inputs {told}; one, float32 or uint8 images, can be "
+            "checked"
         )
     return inputs[0]
 
 
-def _drawn(path: Path, images: onnxruntime.NodeArg) -> Iterator[np.ndarray]:
+def _drawn(file: _File, images: onnxruntime.NodeArg) -> Iterator[np.ndarray]:
     """Draw images of each batch and size that an input takes."""
     generator = np.random.default_rng(0)
     dims = [dim if isinstance(dim, int) and dim > 0 else None for dim in images.shape]
@@ -169,8 +171,8 @@ def _drawn(path: Path, images: onnxruntime.NodeArg) -> Iterator[np.ndarray]:
         dims[sides.pop(0)] = 3  # of channels that come first
     if len(sides) not in (0, 2):
         raise InputError(
-            f"{path} takes images of {images.shape}; (N, C, H, W) and (H, W, 3), with "
-            "both sides free or given, can be checked"
+            f"{file.name} takes images of {images.shape}; (N, C, H, W) or (H, W, 3) can "
+            "be checked, with both sides free or given"
         )
     for free in _FREE_SIDES if sides else ((),):
         for number, side in zip(sides, free):

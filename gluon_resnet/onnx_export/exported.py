@@ -45,7 +45,7 @@ def exported(
         opset=opset,
         images=images,
         outputs=dims,
-        names=OwnNames(net),
+        names=OwnNames(net.spec.name),
     )
 
 

@@ -7,11 +7,11 @@ The same names each time: they depend on the network alone.
 import re
 from collections import Counter
 from collections.abc import Mapping
+from typing import Optional
 
 from mxnet.gluon import HybridBlock
 
 from gluon_resnet.graph import VARIABLE, Graph, Node
-from gluon_resnet.inference import split_attention
 from gluon_resnet.weights.layouts import gluon_symbol
 
 ZOO_PREFIXES = {
@@ -32,32 +32,23 @@ _STAGE = re.compile(r"stage\d+_")
 class OwnNames:
     """Arrays as in this package's own files, `stage1.0.body.conv1.weight`.
 
-    An operator with arrays is called as its layer; others are numbered by kind.
+    An operator with arrays is called as its layer, another as MXNet calls it.
     """
 
-    def __init__(self, net: HybridBlock):
-        parameters = net._collect_params_with_prefix().items()
-        self._names = {parameter.name: name for name, parameter in parameters}
-        self._prefix = f"{net.spec.name}_"
+    def __init__(self, model: str):
+        self._prefix = f"{model}_"
 
     def array(self, name: str) -> str:
-        """Return the parameter's name; a folded convolution's bias is named as it is.
-
-        Of an array in parts (`split_attention.whole`) the parts are NAME_radix0, ...
-        """
-        whole = split_attention.whole(name)
-        if whole not in self._names and whole.endswith("_bias"):
-            weight = self._names[f"{whole.removesuffix('_bias')}_weight"]
-            return weight.removesuffix("weight") + "bias" + name[len(whole) :]
-        return self._names[whole] + name[len(whole) :]
+        """Return the name in files, which the graph has already."""
+        return name
 
     def node(self, node: Node) -> str:
         """Return the layer's name, or the operator's without the network's."""
-        if node.op not in _LAYERS or node.input(1).op != VARIABLE:
+        array = _first_array(node)
+        if array is None:
             return node.name.removeprefix(self._prefix)
-        array = node.input(1).name
-        layer, _, _ = self.array(array).rpartition(".")
-        return layer + array[len(split_attention.whole(array)) :]
+        layer, _, kind = array.rpartition(".")
+        return layer + kind.removeprefix("weight")  # weight_radix1: a part of a layer
 
 
 class ZooNames:
@@ -68,9 +59,8 @@ class ZooNames:
 
     def __init__(self, net: HybridBlock, graph: Graph):
         self._prefix = ZOO_PREFIXES[net.spec.name]
-        parameters = net._collect_params_with_prefix()
-        keys = gluon_symbol(net.spec, list(parameters)) or {}
-        self._arrays = {parameters[name].name: key for name, key in keys.items()}
+        names = list(net._collect_params_with_prefix())
+        self._arrays = gluon_symbol(net.spec, names) or {}
         self._nodes = self._numbered(graph)
 
     def array(self, name: str) -> str:
@@ -87,9 +77,9 @@ class ZooNames:
         for node in graph.nodes:
             if node.op == VARIABLE:
                 continue
-            if node.op in _LAYERS:
-                layer, _, _ = self._arrays[node.input(1).name].rpartition("_")
-                names[node] = f"{layer}_fwd"
+            if (array := _first_array(node)) is not None:
+                parameter = array.rpartition(".")[2]
+                names[node] = f"{self._arrays[array].removesuffix(parameter)}fwd"
                 continue
             stage = _STAGE.match(names[node.input()])
             scope = stage[0] if stage and node.op != "Pooling" else ""
@@ -97,6 +87,13 @@ class ZooNames:
             names[node] = f"{scope}{kind}{counts[scope, kind]}{end}"
             counts[scope, kind] += 1
         return names
+
+
+def _first_array(node: Node) -> Optional[str]:
+    """Return the weight of a layer, or the gamma; None of what is none."""
+    if node.op not in _LAYERS or node.input(1).op != VARIABLE:
+        return None
+    return node.input(1).name
 
 
 def _kind(node: Node) -> tuple[str, str]:
@@ -107,4 +104,3 @@ def _kind(node: Node) -> tuple[str, str]:
         is_last = node.input().op == "elemwise_add"
         return ("activation", "") if is_last else ("relu", "_fwd")
     return {"Pooling": ("pool", "_fwd"), "Flatten": ("flatten", "_reshape0")}[node.op]
-

@@ -47,6 +47,10 @@ class Answers(HybridBlock):
         self.net, self.outputs = net, tuple(outputs)
         self.fc_weight = net.fc.weight
 
+    def _collect_params_with_prefix(self, prefix: str = "") -> dict:
+        """Name the arrays as the network does: its files and its graph do so."""
+        return self.net._collect_params_with_prefix(prefix)
+
     def hybrid_forward(self, F: Any, x: Any, fc_weight: Any) -> list:
         """Run layer by layer."""
         tapped = dict(taps(self.net, x))

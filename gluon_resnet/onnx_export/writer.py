@@ -132,7 +132,7 @@ class _Writer:
         name: Optional[str] = None,
         **attributes: Any,
     ) -> None:
-        """Add an operator of ONNX: with what is `node`'s, where nothing else is said."""
+        """Add an operator of ONNX; what is not told of it is as of `node`."""
         inputs = self.inputs(node) if inputs is None else inputs
         outputs = [self.output(node)] if outputs is None else outputs
         name = self.names.node(node) if name is None else name
@@ -189,7 +189,7 @@ def _batch_norm(writer: _Writer, node: Node) -> None:
         "BatchNormalization",
         node,
         epsilon=node.attributes["eps"],
-        momentum=node.attributes.get("momentum", 0.9),
+        momentum=0.9,  # of training alone
     )
 
 
