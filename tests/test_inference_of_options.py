@@ -282,7 +282,7 @@ def test_form_of_mxnets_operators_serves_several_threads():
 
 def classifier(net):
     card = Card(net.spec.name, Protocol(size=32, crop_pct=1))
-    return Classifier(card.model, net, card, ("class",) * 10, mx.cpu())
+    return Classifier(net.spec.name, net, card, ("class",) * 10, mx.cpu())
 
 
 QUANTIZED = {

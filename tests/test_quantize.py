@@ -300,12 +300,13 @@ def test_options_out_of_range_are_refused(model, options, message):
     assert str(error.value) == message
 
 
-def test_model_that_is_int8_already_is_refused(model, quantized):
-    model = replace(model, net=quantized, precision="int8")
+def test_model_that_is_int8_already_is_refused(quantized):
+    card = quantized.card
+    model = Classifier(card.model, quantized, card, card.classes, mx.cpu(), "int8")
     with pytest.raises(InputError) as error:
         quantize(model, bundled.TRAIN_REC)
     assert str(error.value) == (
-        f"the weights of {bundled.NAME} are int8 already; give those that they were "
+        "the weights of cifar_resnet20_v1 are int8 already; give those that they were "
         "made from"
     )
 
