@@ -85,9 +85,13 @@ def parser() -> command.Parser:
         metavar="DST",
         help="NAME.params or NAME.safetensors; eight digits of its SHA-256 join NAME",
     )
-    parser.add_argument("--model", required=True, metavar="NAME", help="whose they are")
     parser.add_argument(
-        "--num-classes", type=int, metavar="N", help="classes, if not the model's own"
+        "--model",
+        metavar="NAME[.TAG]",
+        help="whose they are; not needed where the weights tell it",
+    )
+    parser.add_argument(
+        "--num-classes", type=int, metavar="N", help="how many classes there must be"
     )
     return parser
 

@@ -403,7 +403,7 @@ def test_verb_is_told_by_the_name_it_was_called_by(capfd):
     code, _, error = start(capfd, "convert", "a.pth")
     assert code == 2
     assert error == (
-        "gluon-resnet convert: the following arguments are required: DST, --model; see "
+        "gluon-resnet convert: the following arguments are required: DST; see "
         "gluon-resnet convert --help\n"
     )
 

@@ -276,6 +276,12 @@ def test_own_weights_decide_the_number_of_classes(model):
     assert own.net.fc.weight.shape == (10, 64)
 
 
+def test_command_needs_no_model_where_the_weights_tell_it(capsys):
+    assert run(SAMPLES[0], "--weights", bundled.weights(), "--topk", 1) == 0
+    out, error = capsys.readouterr()
+    assert (out.split()[-1], error) == ("T-shirt/top", "")
+
+
 def test_weights_of_another_net_are_refused_with_the_keys(tmp_path):
     weights = shutil.copy(bundled.weights(), tmp_path / "no_card.params")
     message = r"does not fit cifar_resnet56_v1, .* missing: .*stage1\.3\.body\.conv1"
@@ -340,6 +346,7 @@ def test_model_asked_for_by_name_is_never_replaced():
     "arguments, message",
     [
         (["x.png", "--model", "resnet5"], "unknown model 'resnet5'; nearest: "),
+        (["x.png", "--weights", "w"], "cannot read weights w: No such file"),
         (["x.png", "--model", bundled.NAME, "--precision", "int8"], "int8 needs a"),
         (["x.png", "--model", bundled.NAME, "--batch-size", 10**8], "GB are free"),
         (["x.png", "--model", bundled.NAME, "--ctx", "gpu(99)"], "is not there: MXNet"),

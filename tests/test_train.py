@@ -41,6 +41,7 @@ from gluon_resnet.training.recipes import RECIPES
 from gluon_resnet.training.run import Run, versions
 from gluon_resnet.training.run_state import Sums, checkpoints, load_state
 from gluon_resnet.training.step import Answer, TrainingStep
+from gluon_resnet.weights.card import read_card
 from imagenet_prep.fashion_mnist import write_split
 
 TOY = replace(
@@ -218,6 +219,22 @@ def test_weights_score_what_the_log_says(finished, rec, name):
     top1 = [entry["top1"] for entry in history]
     assert model.protocol == TOY.protocol
     assert validate(model.net, batches).top1 == (max(top1) if name else top1[-1])
+
+
+def test_card_tells_names_accuracy_and_what_the_training_began_with(rec, tmp_path):
+    names = tmp_path / "classes.txt"
+    names.write_text("dark\nbright\n")
+    weights = str(bundled.weights())
+    recipe = replace(TOY, data_set=str(names), initial_weights=weights, epochs=2)
+    history = train(recipe, rec, rec, out=tmp_path / "run")
+    card = read_card(tmp_path / "run" / f"{TOY.model}.params")
+    assert (card.model, card.protocol) == (TOY.model, TOY.protocol)
+    assert (card.classes, card.parent) == (("dark", "bright"), weights)
+    assert card.metrics == {key: history[-1][key] for key in ("top1", "top5")}
+    best = read_card(tmp_path / "run" / f"{TOY.model}.best.params")
+    assert best.metrics["top1"] == max(entry["top1"] for entry in history)
+    model = init_model(TOY.model, tmp_path / "run" / f"{TOY.model}.params")
+    assert model.class_names == ("dark", "bright")
 
 
 class BreakError(Exception):
@@ -446,7 +463,8 @@ def test_full_disk_is_one_line_and_the_run_resumes(
         patch.setattr(np.lib.format, "write_array", full)
         assert error_of(train, TOY, rec, rec, out=tmp_path) == (
             f"cannot write {tmp_path / 'step-00000024.npz'}: No space left on device; "
-            "mend that and go on with --resume; step-00000012.npz is kept"
+            "make room, it is not there; then go on with --resume, step-00000012.npz "
+            "is kept"
         )
     train(TOY, rec, rec, out=tmp_path, resume=True)
     assert parameters_of(tmp_path) == parameters_of(finished[0])
@@ -478,8 +496,8 @@ def test_full_disk_anywhere_is_one_line_and_the_run_resumes(
         subprocess.run(["umount", str(folder)], check=True)
     for message in failures:
         assert re.fullmatch(
-            f"cannot write {out}/[^;]+: .+; mend that and (begin again|go on with "
-            r"--resume; step-\d+\.npz is kept)",
+            f"cannot write {out}/[^;]+: [^;]+; (mend that|make room, [^;]+); then "
+            r"(begin again|go on with --resume, step-\d+\.npz is kept)",
             message,
         )
     places = {Path(message.split(": ")[0]).name for message in failures}

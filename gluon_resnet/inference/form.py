@@ -81,7 +81,7 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
 
     It takes and gives float32 on `net`'s first device, images (N, C, H, W) of any N, H
     and W; see `PlannedForm` for what a new shape costs, for threads and for forks.
-    Logits are what `net` gives, or the pooled vector, or a list of feature maps.
+    The answer is logits, the pooled vector or a list of feature maps, as that of `net`.
     The values are copies: `net` may be trained on without changing the form.
 
     precision: "fp32", equal to `net` but for rounding, or "bf16", whose predictions
@@ -96,7 +96,8 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
     if ctx.device_type != "cpu" or not onednn.is_available():
         log.info("fp32 by MXNet's own operators: no kernels of oneDNN for %s", ctx)
         return MXNetForm(*folded(net), ctx)
-    graph, arrays = inference_graph(net)
+    with _planning:  # Gluon cannot trace a net in two threads at once.
+        graph, arrays = inference_graph(net)
     reason = obstacle(graph)
     if reason is None:
         return PlannedForm(graph, arrays, precision)
@@ -111,8 +112,8 @@ class PlannedForm:
 
     The first images of a height and width cost plans: 10 ms to 1 s, as the network is
     small or large; so may another number of them. Plans are kept: those of the last
-    call, and of earlier calls as many as fit into 64 MB for each thread. All share the
-    weights.
+    call, and of earlier calls as many as fit into 64 MB for each thread. They share the
+    weights, where their kernels want them alike.
 
     Threads may share a form: calls are computed one after the other, each by all cores
     that the thread which made the form was allowed. An exception from the handler of a
@@ -154,9 +155,12 @@ class PlannedForm:
             division, plans = self._taken(shape)
             num_classes = plans[division.groups[0]][0].num_classes
             logits = mx.nd.empty((shape[0], num_classes), ctx=ctx)
-            if shape[0]:
-                self._run(division, plans, images, logits)
-            self._plans.update(plans)
+            try:
+                if shape[0]:
+                    self._run(division, plans, images, logits)
+            finally:
+                if not self._workers.are_busy:
+                    self._plans.update(plans)
         return logits
 
     def kernels(self, images: mx.nd.NDArray, rounds: int) -> list[dict]:
@@ -186,8 +190,8 @@ class PlannedForm:
     ) -> "tuple[_Division, dict[_Group, Sequence[Plan]]]":
         """Divide a call, and take its plans from those that are kept, or make them.
 
-        Who takes them gives them back when the call has ended well. After another end
-        a worker may be using them, and nobody gets them any more.
+        Who takes them gives them back when nobody uses them any more. Should one signal
+        after the other have ended a call while workers are busy, nobody gets them.
         """
         threads = None if _is_forked else openmp.max_threads()
         try:

@@ -7,7 +7,6 @@ its documentation, https://oneapi-src.github.io/oneDNN; lengths are in elements.
 """
 
 import ctypes
-import weakref
 from collections.abc import Mapping, Sequence
 from ctypes import byref, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
 from enum import IntEnum
@@ -192,15 +191,25 @@ def _fail(status: int, what: str) -> NoReturn:
     raise error(f"oneDNN: {what}: {words}")
 
 
+class _LastCall(partial):
+    """A call that is made when the last reference to it goes.
+
+    No line of Python is part of that: between two lines the handler of a signal may
+    raise, and what is raised while an object goes is lost, Ctrl-C, too.
+    """
+
+    __del__ = partial.__call__
+
+
 class _Object:
     """Something of oneDNN's that is destroyed with the last reference to it."""
 
     def __init__(self, kind: str, constructor: str, *arguments: object):
         self.handle = c_void_p()
         _call(constructor, byref(self.handle), *arguments)
-        destroy = getattr(library(), f"dnnl_{kind}_destroy")
-        # Not when Python ends: the process takes all with it, and order matters.
-        weakref.finalize(self, destroy, self.handle).atexit = False  # type: ignore[misc]
+        self._destroy = _LastCall(
+            getattr(library(), f"dnnl_{kind}_destroy"), self.handle
+        )
 
 
 @cache
