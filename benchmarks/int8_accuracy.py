@@ -59,8 +59,8 @@ def main() -> None:
         after = accuracy(int8).top1
         same = 100 * np.mean(int8.ranked[:, 0] == fp32.ranked[:, 0])
         print(
-            f"| {model.name} | {calibration} | {quantized.card.images} | {before:.2f} "
-            f"| {after:.2f} | {before - after:.2f} | {same:.2f} |",
+            f"| {model.name} | {calibration} | {quantized.calibration.images} "
+            f"| {before:.2f} | {after:.2f} | {before - after:.2f} | {same:.2f} |",
             flush=True,
         )
 

@@ -45,9 +45,9 @@ def ours(folder, images, labels, precision):
     targets = np.eye(net.spec.num_classes, dtype=np.float32)[labels]
 
     def step():
-        loss = training_step(images, targets, learning_rate=LEARNING_RATE)
+        answer = training_step(images, targets, learning_rate=LEARNING_RATE)
         mx.nd.waitall()
-        return loss
+        return answer.loss
 
     return step, lambda path: save_weights(net, path)
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """ResNet v1, v1b/c/d/s, v2, Wide ResNet and ResNeSt in Apache MXNet Gluon."""
 
-from gluon_resnet import (
-    _before_mxnet,  # noqa: F401  (must come before mxnet)
-    lazy,
-)
+from gluon_resnet import interrupt
+
+interrupt.guard_start()
+
+from gluon_resnet import _before_mxnet, lazy  # noqa: E402, F401  (before mxnet)
 
 __version__ = "0.1.0"
 

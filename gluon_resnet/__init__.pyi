@@ -3,8 +3,8 @@ from .classifier import Classifier as Classifier
 from .classifier import inference_model as inference_model
 from .classifier import init_model as init_model
 from .create import create_model as create_model
+from .create import list_models as list_models
 from .inference.form import inference_form as inference_form
-from .models.catalog import list_models as list_models
 from .models.catalog import model_spec as model_spec
 from .models.complexity import complexity as complexity
 from .models.features import extract_feat as extract_feat

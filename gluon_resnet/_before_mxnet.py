@@ -56,8 +56,7 @@ def add_numpy_names() -> None:
     import numpy
 
     # Not hasattr: up to NumPy 1.23 asking for the name warns.
-    if "bool" not in vars(numpy):
-        numpy.bool = bool
+    vars(numpy).setdefault("bool", bool)
 
 
 def load_library(path: str, remedy: str) -> None:
@@ -85,7 +84,9 @@ def load_cuda_libraries() -> None:
     library that is loaded already for any later one that asks for the same name.
     A wheel that is not installed is left to the system's own CUDA installation.
     """
-    site_packages = Path(find_spec("mxnet").origin).parents[1]
+    mxnet = find_spec("mxnet")
+    assert mxnet is not None and mxnet.origin is not None  # by `check_packages`
+    site_packages = Path(mxnet.origin).parents[1]
     if not any(site_packages.glob("mxnet_cu112-*.dist-info")):
         return
     load_library(
@@ -94,9 +95,9 @@ def load_cuda_libraries() -> None:
         "uninstall --yes mxnet-cu112` and `pip install -r requirements.txt`",
     )
     nvidia = find_spec("nvidia")
-    folders = nvidia.submodule_search_locations if nvidia else ()
+    folders = nvidia.submodule_search_locations if nvidia else None
     for name in CUDA_LIBRARIES:
-        for path in (Path(folder, name) for folder in folders):
+        for path in (Path(folder, name) for folder in folders or ()):
             if path.exists():
                 load_library(
                     str(path), "run `pip install -r requirements-cu112.txt` again"

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure a model's speed here: `python -m gluon_resnet.benchmark MODEL`."""
+"""Measure a model's speed here: `gluon-resnet benchmark MODEL`."""
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -9,21 +11,16 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Optional
-
-import mxnet as mx
-import numpy as np
-from tabulate import tabulate
+from typing import TYPE_CHECKING
 
 from gluon_resnet import command
-from gluon_resnet.classifier import init_model
-from gluon_resnet.create import create_model
 from gluon_resnet.errors import InputError
-from gluon_resnet.inference import openmp
-from gluon_resnet.inference.batch_memory import check_batch
-from gluon_resnet.inference.form import Forward, PlannedForm, inference_form
-from gluon_resnet.models import model_spec
 from gluon_resnet.precision import PRECISIONS, needs_quantizing
+
+if TYPE_CHECKING:
+    import mxnet as mx
+
+    from gluon_resnet.inference.form import Forward
 
 _WARM_UP = 3
 _EXPLAINED = 15  # runs
@@ -31,11 +28,11 @@ _EXPLAINED = 15  # runs
 
 def benchmark(
     name: str,
-    weights: Optional[Path] = None,
+    weights: Path | None = None,
     *,
-    precision: Optional[str] = None,
+    precision: str | None = None,
     batch_size: int = 1,
-    size: Optional[int] = None,
+    size: int | None = None,
     seconds: float = 5.0,
 ) -> dict:
     """Measure how fast a model answers batches of one size, one after the other.
@@ -52,6 +49,12 @@ def benchmark(
     Raises InputError for an option out of its range, a batch that cannot fit into
     memory, and what `init_model` refuses.
     """
+    # Not at the top: --help must not wait for MXNet.
+    import numpy as np
+
+    from gluon_resnet.inference import openmp
+    from gluon_resnet.models import model_spec
+
     if seconds <= 0:
         raise InputError(f"seconds is {seconds}; it must be more than 0")
     started = time.perf_counter()
@@ -83,11 +86,11 @@ def benchmark(
 
 def explain(
     name: str,
-    weights: Optional[Path] = None,
+    weights: Path | None = None,
     *,
-    precision: Optional[str] = None,
+    precision: str | None = None,
     batch_size: int = 1,
-    size: Optional[int] = None,
+    size: int | None = None,
 ) -> list[dict]:
     """Measure which kernels run, the slowest kind first; options as `benchmark` has.
 
@@ -96,6 +99,8 @@ def explain(
     share of the sum. `PlannedForm.kernels` has them one by one.
     Raises InputError as `benchmark` does, and where MXNet's own operators run.
     """
+    from gluon_resnet.inference.form import PlannedForm
+
     forward, images, _ = _loaded(name, weights, precision, batch_size, size)
     if not isinstance(forward, PlannedForm):
         raise InputError("MXNet's own operators run here, which are not explained")
@@ -119,12 +124,21 @@ def explain(
 
 def _loaded(
     name: str,
-    weights: Optional[Path],
-    precision: Optional[str],
+    weights: Path | None,
+    precision: str | None,
     batch_size: int,
-    size: Optional[int],
+    size: int | None,
 ) -> tuple[Forward, mx.nd.NDArray, str]:
     """Return the model as a function, images for it, and its precision."""
+    import mxnet as mx
+    import numpy as np
+
+    from gluon_resnet.classifier import init_model
+    from gluon_resnet.create import create_model
+    from gluon_resnet.inference.batch_memory import check_batch
+    from gluon_resnet.inference.form import inference_form
+    from gluon_resnet.models import model_spec
+
     spec = model_spec(name)
     size = spec.size if size is None else size
     for option, value in (("batch-size", batch_size), ("size", size)):
@@ -144,33 +158,56 @@ def _loaded(
     return forward, mx.nd.array(images), precision
 
 
+def _use_threads(threads: int) -> None:
+    """Begin anew with so many threads, unless there are as many already."""
+    if threads < 1:
+        raise InputError(f"threads is {threads}; it must be at least 1")
+    if os.environ.get("OMP_NUM_THREADS") != str(threads):
+        # The libraries read it once, when they are loaded.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.execv(sys.executable, _command_line())
+
+
 def _command_line() -> list[str]:
     return [sys.executable, "-m", "gluon_resnet.benchmark", *sys.argv[1:]]
 
 
+def parser() -> command.Parser:
+    """Return the parser of `benchmark`."""
+    parser = command.Parser(
+        prog="python -m gluon_resnet.benchmark",
+        description="Measure a model's speed on this machine.",
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a model of `gluon-resnet models`")
+    add("--weights", type=Path, metavar="FILE", help="default: drawn, as fast")
+    add("--precision", choices=PRECISIONS, help="default: that of the weights, fp32")
+    add("--batch-size", type=int, default=1, help="images that run together")
+    add("--size", type=int, metavar="PIXELS", help="default: the model's own")
+    add("--threads", type=int, metavar="N", help="cores to use; default: all")
+    add("--seconds", type=float, default=5.0, help="how long to measure")
+    add("--json", action="store_true", help="print one JSON object")
+    add("--explain", action="store_true", help="print which kernels run instead")
+    return parser
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Measure or explain; print the outcome."""
-    threads = arguments.threads
-    if threads < 1:
-        raise InputError(f"threads is {threads}; it must be at least 1")
-    if os.environ.get("OMP_NUM_THREADS") != str(threads):
-        # The libraries read it when they are loaded, and they are loaded by now.
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        os.execv(sys.executable, _command_line())
+    from gluon_resnet.progress import doing
+
+    if arguments.threads is not None:
+        _use_threads(arguments.threads)
     options = {
         option: getattr(arguments, option)
         for option in ("weights", "precision", "batch_size", "size")
     }
     if arguments.explain:
-        rows = explain(arguments.model, **options)
-        if arguments.json:
-            print(json.dumps(rows))
-            return
-        for row in rows:
-            row["share"] = f"{row['share']:.1%}"
-        print(tabulate(rows, headers="keys", floatfmt=".3g"))
+        with doing(f"measuring the kernels of {arguments.model}"):
+            rows = explain(arguments.model, **options)
+        _print_kernels(rows, as_json=arguments.json)
         return
-    outcome = benchmark(arguments.model, **options, seconds=arguments.seconds)
+    with doing(f"measuring {arguments.model} for {arguments.seconds:g} s"):
+        outcome = benchmark(arguments.model, **options, seconds=arguments.seconds)
     if arguments.json:
         print(json.dumps(outcome))
     else:
@@ -182,18 +219,16 @@ def main(arguments: argparse.Namespace) -> None:
         )
 
 
+def _print_kernels(rows: list[dict], *, as_json: bool) -> None:
+    from tabulate import tabulate
+
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        row["share"] = f"{row['share']:.1%}"
+    print(tabulate(rows, headers="keys", floatfmt=".3g"))
+
+
 if __name__ == "__main__":
-    parser = command.Parser(
-        prog="python -m gluon_resnet.benchmark", description=__doc__
-    )
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="a model of `python -m gluon_resnet.models`")
-    add("--weights", type=Path, metavar="FILE", help="default: drawn, as fast")
-    add("--precision", choices=PRECISIONS, help="default: that of the weights, fp32")
-    add("--batch-size", type=int, default=1, help="images that run together")
-    add("--size", type=int, metavar="PIXELS", help="default: the model's own")
-    add("--threads", type=int, default=openmp.max_threads(), help="cores to use")
-    add("--seconds", type=float, default=5.0, help="how long to measure")
-    add("--json", action="store_true", help="print one JSON object")
-    add("--explain", action="store_true", help="print which kernels run instead")
-    command.run(main, parser)
+    command.run(main, parser())

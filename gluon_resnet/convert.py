@@ -2,9 +2,9 @@
 """`python -m gluon_resnet.convert`: any published weights into a file of your own."""
 
 import argparse
-import hashlib
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional, Union
 
@@ -18,7 +18,7 @@ def convert(
     source: Union[str, Path],
     destination: Union[str, Path],
     *,
-    model: str,
+    model: Optional[str] = None,
     num_classes: Optional[int] = None,
 ) -> tuple[Path, "LoadReport"]:
     """Write the weights in `source` as `destination` and return its path and a report.
@@ -26,26 +26,74 @@ def convert(
     `source` is anything that `load_weights` reads; `destination` ends in .params or
     .safetensors, as `save_weights` writes them. The first eight hexadecimal digits of
     the file's SHA-256 go into its name, NAME-01234567.params: a file that is there
-    already has the same bytes and is replaced.
+    already has the same bytes and is replaced. The card goes along, or that of the
+    published file that `source` is.
+    model: the network; need not be given where the card or the table tells it. With
+    MODEL.TAG the card says that these are those weights.
+    num_classes: how many classes there must be; default as many as there are.
     Raises InputError where `source` does not fit the model, all offenders listed.
     """
     # On first use: they import MXNet, which `--help` can do without.
     from gluon_resnet.models import model_spec
     from gluon_resnet.models.resnet import empty_resnet
-    from gluon_resnet.weights.load import load_weights
+    from gluon_resnet.weights.card import digest_of, write_card
+    from gluon_resnet.weights.load import load_weights, read_weights
     from gluon_resnet.weights.save import check_suffix, save_weights
+    from gluon_resnet.weights.usage import stated_usage
 
     destination = Path(destination)
     check_suffix(destination)
-    spec = model_spec(model)
-    net = empty_resnet(spec, num_classes=num_classes or spec.num_classes)
-    report = load_weights(net, source)
+    file = read_weights(source)
+    usage, card = stated_usage(file, model), None
+    if usage is not None:
+        parent = usage.card.parent or (
+            usage.name if usage.name != usage.card.model else file.path.name
+        )
+        card = replace(usage.card, weights=None, parent=parent)
+    spec = model_spec(usage.card.model if usage else str(model))
+    stored = file.named(spec)
+    net = empty_resnet(
+        spec,
+        num_classes=num_classes or stored.num_classes,
+        in_channels=stored.in_channels,
+    )
+    report = load_weights(net, file)
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent) as folder:
-        unnamed = save_weights(net, Path(folder, destination.name))
-        digest = hashlib.sha256(unnamed.read_bytes()).hexdigest()
-        named = f"{destination.stem}-{digest[:8]}{destination.suffix}"
-        return unnamed.replace(destination.with_name(named)), report
+        unnamed = save_weights(net, Path(folder, destination.name), card=card)
+        digits = digest_of(unnamed)[:8]
+        named = destination.with_name(
+            f"{destination.stem}-{digits}{destination.suffix}"
+        )
+        unnamed.replace(named)
+    if card is not None and destination.suffix == ".params":
+        write_card(named, card)
+    return named, report
+
+
+def parser() -> command.Parser:
+    """Return the parser of `convert`."""
+    parser = command.Parser(
+        prog="python -m gluon_resnet.convert",
+        description="Write any published weights into a file of your own.",
+    )
+    parser.add_argument(
+        "source", metavar="SRC", help=".params, .safetensors, .pth or .onnx file"
+    )
+    parser.add_argument(
+        "destination",
+        metavar="DST",
+        help="NAME.params or NAME.safetensors; eight digits of its SHA-256 join NAME",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME[.TAG]",
+        help="whose they are; not needed where the weights tell it",
+    )
+    parser.add_argument(
+        "--num-classes", type=int, metavar="N", help="how many classes there must be"
+    )
+    return parser
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -66,17 +114,4 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = command.Parser(prog="python -m gluon_resnet.convert", description=__doc__)
-    parser.add_argument(
-        "source", metavar="SRC", help=".params, .safetensors, .pth or .onnx file"
-    )
-    parser.add_argument(
-        "destination",
-        metavar="DST",
-        help="NAME.params or NAME.safetensors; eight digits of its SHA-256 join NAME",
-    )
-    parser.add_argument("--model", required=True, metavar="NAME", help="whose they are")
-    parser.add_argument(
-        "--num-classes", type=int, metavar="N", help="classes, if not the model's own"
-    )
-    command.run(main, parser)
+    command.run(main, parser())

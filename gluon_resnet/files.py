@@ -11,6 +11,15 @@ from typing import TextIO
 
 from gluon_resnet.errors import InputError
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""The ways in which a system says that a disk, or a share of it, is full."""
+
+_LONGEST_STEM = 180  # bytes; what is joined to it must not make the name too long
+
+
+class DiskFull(InputError):
+    """There is no room for a file."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -18,9 +27,39 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The folder is made where it is missing. The temporary file ends like `path`, which
     matters to writers that go by the suffix, and is removed if the block fails.
-    Raises InputError where the folder cannot be made or written to, or `path` is one.
+    Raises InputError where the folder cannot be made or written to, or `path` is one,
+    and DiskFull; what `path` was before is kept.
     """
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    part = _begun(path)
+    try:
+        yield part
+        part.replace(path)
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
+        kept = "the file that was there is kept" if path.exists() else "it is not there"
+        raise DiskFull(f"cannot write {path}: {reason}; make room, {kept}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    # Of MXNet's, which tells no more.
+    return "FileStream.Write incomplete" in str(error)
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError where `replacing` would, before there is something to write."""
+    _begun(path).unlink()
+
+
+def _begun(path: Path) -> Path:
+    """Make the folder and the empty temporary file."""
+    stem = os.fsdecode(os.fsencode(path.stem)[:_LONGEST_STEM])
+    part = path.with_name(f".{stem}.{os.getpid()}.part{path.suffix}")
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -31,11 +70,7 @@ def replacing(path: Path) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror}; choose a path in a folder that "
             "you may write to"
         ) from None
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    return part
 
 
 @contextmanager

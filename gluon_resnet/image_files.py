@@ -25,7 +25,29 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def image_files(folder: Path) -> Iterator[Path]:
+class LeftOut:
+    """What a search passed over: how many of each kind, and the first of it."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+
+    def add(self, path: str, reason: str) -> None:
+        """Count a path."""
+        self._counts[reason] += 1
+        self._examples.setdefault(reason, path)
+
+    def tell(self, folder: Path) -> None:
+        """Log a warning with all counts, if there are any, for a search of `folder`."""
+        told = "; ".join(
+            f"{count:,} {reason}, such as {self._examples[reason]}"
+            for reason, count in self._counts.items()
+        )
+        if told:
+            log.warning("%s", one_line(f"{folder}: left out {told}"))
+
+
+def image_files(folder: Path, left_out: LeftOut | None = None) -> Iterator[Path]:
     """Yield the image files below a folder, at any depth, sorted name by name.
 
     An image file ends in one of `IMAGE_SUFFIXES`, in letters of any case; a folder is
@@ -33,12 +55,13 @@ def image_files(folder: Path) -> Iterator[Path]:
     once: a link that leads in a circle ends there, and of several ways to one folder
     the first in order counts. A name that is no UTF-8 is as `os.fsdecode` gives it.
 
-    What is left out is counted and told by one warning in the log at the end: hidden
-    names (`is_hidden`; not that of `folder` itself), files that are not named like
-    images, links to nothing and folders that may not be read.
+    What is left out is counted: hidden names (`is_hidden`; not that of `folder`
+    itself), files that are not named like images, links to nothing and folders that may
+    not be read. It is told at the end, or added to `left_out` for the caller to tell.
 
     Raises InputError if `folder` itself cannot be read.
     """
+    passed = LeftOut() if left_out is None else left_out
     try:
         begun = [_entries(folder)]
         searched = {_identity(folder)}
@@ -47,40 +70,34 @@ def image_files(folder: Path) -> Iterator[Path]:
             f"{folder} cannot be searched for images ({error.strerror}): give a folder "
             "that you may read"
         ) from None
-    counts: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-
-    def leave_out(entry: os.DirEntry[str], reason: str) -> None:
-        counts[reason] += 1
-        examples.setdefault(reason, entry.path)
-
     while begun:
         entry = next(begun[-1], None)
         if entry is None:
             begun.pop()
-        elif is_hidden(entry.name):
-            leave_out(entry, "hidden")
-        elif entry.is_symlink() and not os.path.exists(entry):  # noqa: PTH110 (no raise)
-            leave_out(entry, "linked to nothing")
-        elif entry.is_dir():
+        elif reason := _reason_to_pass(entry):
+            passed.add(entry.path, reason)
+        elif not entry.is_dir():
+            yield Path(entry.path)
+        else:
             try:
                 entries, identity = _entries(entry.path), _identity(entry.path)
             except OSError:
-                leave_out(entry, "not readable")
+                passed.add(entry.path, "not readable")
                 continue
             if identity not in searched:
                 searched.add(identity)
                 begun.append(entries)
-        elif entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
-            yield Path(entry.path)
-        else:
-            leave_out(entry, "not named like an image")
-    if counts:
-        told = "; ".join(
-            f"{count:,} {reason}, such as {examples[reason]}"
-            for reason, count in counts.items()
-        )
-        log.warning("%s", one_line(f"{folder}: left out {told}"))
+    if left_out is None:
+        passed.tell(folder)
+
+
+def _reason_to_pass(entry: os.DirEntry[str]) -> str | None:
+    if is_hidden(entry.name):
+        return "hidden"
+    if entry.is_symlink() and not os.path.exists(entry):  # noqa: PTH110 (no raise)
+        return "linked to nothing"
+    is_image = entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
+    return None if is_image or entry.is_dir() else "not named like an image"
 
 
 def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:

@@ -28,10 +28,22 @@ def load_class_names(dataset: str = "imagenet") -> tuple[str, ...]:
     known = sorted(path.stem for path in _CLASSES_DIR.glob("*.txt"))
     if dataset not in known:
         raise InputError(f"data set {dataset!r} is unknown; use {' or '.join(known)}")
-    lines = (_CLASSES_DIR / f"{dataset}.txt").read_text(encoding="utf-8").splitlines()
-    if dataset.startswith("imagenet"):  # "n01440764 tench, Tinca tinca"
-        lines = [line.partition(" ")[2].partition(",")[0] for line in lines]
-    return tuple(lines)
+    if dataset.startswith("imagenet"):
+        return tuple(names.partition(",")[0] for _, names in synsets(dataset))
+    return tuple(_lines(dataset))
+
+
+def synsets(dataset: str) -> list[tuple[str, str]]:
+    """Return WordNet ID and names of the classes of an ImageNet, in label order.
+
+    A synset's names stand in one text: ("n01440764", "tench, Tinca tinca").
+    """
+    lines = (line.partition(" ") for line in _lines(dataset))
+    return [(wnid, names) for wnid, _, names in lines]
+
+
+def _lines(dataset: str) -> list[str]:
+    return (_CLASSES_DIR / f"{dataset}.txt").read_text(encoding="utf-8").splitlines()
 
 
 def postprocess(
@@ -63,8 +75,21 @@ def postprocess(
     if not np.isfinite(logits).all():
         raise InputError("a logit is NaN or infinite; check the weights and the input")
 
-    logits = logits.astype(np.float64)
-    exponentials = np.exp(logits - logits.max())
-    probabilities = exponentials / exponentials.sum()
-    best = np.argsort(-logits, kind="stable")[:k]
+    probabilities = softmax(logits)
+    best = best_classes(logits, k)
     return [(int(label), names[label], float(probabilities[label])) for label in best]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of logits (..., C), in float64."""
+    logits = logits.astype(np.float64)
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def best_classes(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return the labels of the k highest of scores (..., C), the best first.
+
+    int64 (..., k), or (..., C) where k is above C. Equal scores: the lower label first.
+    """
+    return np.argsort(-scores, axis=-1, kind="stable")[..., :k]

@@ -5,14 +5,15 @@ import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 import mxnet as mx
 import numpy as np
 from mxnet.gluon import HybridBlock
 
 from gluon_resnet.data.loader import Batch
+from gluon_resnet.device import Device, device
 from gluon_resnet.errors import InputError
+from gluon_resnet.postprocess import best_classes, softmax
 
 # With more classes there is no room for names and numbers.
 MOST_NAMED_CLASSES = 30
@@ -44,14 +45,14 @@ class Predictions:
 
 
 def validate(
-    net: HybridBlock, batches: Iterable[Batch], *, ctx: Optional[mx.Context] = None
+    net: HybridBlock, batches: Iterable[Batch], *, ctx: Device = None
 ) -> Accuracy:
     """Score every image of `batches` once; arguments and errors are `predict`'s."""
     return accuracy(predict(net, batches, ctx=ctx))
 
 
 def predict(
-    net: HybridBlock, batches: Iterable[Batch], *, ctx: Optional[mx.Context] = None
+    net: HybridBlock, batches: Iterable[Batch], *, ctx: Device = None
 ) -> Predictions:
     """Rank the classes for every image of `batches`, (images, labels (N,)), once.
 
@@ -64,8 +65,9 @@ def predict(
     a label is no class of the net or a logit is not finite.
     """
     labels, ranked = [], []
+    found = device(ctx)
     for images, batch_labels in batches:
-        scores = _scores(net, images, ctx or mx.cpu())
+        scores = _scores(net, images, found)
         num_classes = scores.shape[1]
         if not set(batch_labels) <= set(range(num_classes)):
             raise InputError(
@@ -73,7 +75,7 @@ def predict(
                 f"of {num_classes} classes: give the images that it was trained for"
             )
         labels.append(batch_labels)
-        ranked.append(np.argsort(-scores, axis=1, kind="stable")[:, :5])
+        ranked.append(best_classes(scores, 5))
     if not labels:
         raise InputError("there is no image to validate on: give a filled record file")
     return Predictions(np.concatenate(labels), np.concatenate(ranked), num_classes)
@@ -84,7 +86,7 @@ def _scores(net: HybridBlock, images: np.ndarray, ctx: mx.Context) -> np.ndarray
     if images.ndim == 5:
         # Crop by crop: what runs together is as large as without crops.
         crops = (_scores(net, images[:, k], ctx) for k in range(images.shape[1]))
-        return np.mean([_softmax(logits) for logits in crops], axis=0)
+        return np.mean([softmax(logits) for logits in crops], axis=0)
     logits = net(mx.nd.array(images, ctx=ctx)).asnumpy()
     if not np.isfinite(logits).all():
         raise InputError(
@@ -92,12 +94,6 @@ def _scores(net: HybridBlock, images: np.ndarray, ctx: mx.Context) -> np.ndarray
             "damaged or its training diverged"
         )
     return logits
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float64)
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def accuracy(predictions: Predictions) -> Accuracy:

@@ -1,30 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m gluon_resnet.quantize`: an int8 model from fp32 weights and images."""
+"""`gluon-resnet quantize`: an int8 model from fp32 weights and images."""
+
+from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
-
-import mxnet as mx
-import numpy as np
+from typing import TYPE_CHECKING
 
 from gluon_resnet import command
-from gluon_resnet.classifier import Classifier, init_model
-from gluon_resnet.data.loader import permutation, validation_batches
-from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
-from gluon_resnet.graph import Graph
-from gluon_resnet.inference import split_attention
-from gluon_resnet.inference.calibration import calibrated
-from gluon_resnet.inference.int8 import Int8Card, Int8Model, packed, save_int8
-from gluon_resnet.inference.rewrites import FP32_LAYERS, inference_graph
-from gluon_resnet.models.traced import layer_names
+from gluon_resnet.files import check_writable
+from gluon_resnet.model_options import add_model_options, load_model
+
+if TYPE_CHECKING:
+    import mxnet as mx
+    from mxnet.gluon import HybridBlock
+
+    from gluon_resnet.classifier import Classifier
+    from gluon_resnet.data.loader import Batches
+    from gluon_resnet.inference.int8 import Int8Model
 
 CALIBRATIONS = ("naive", "entropy")
-_ANY_LABEL = 2**20  # calibration has no use for labels
 _BATCH_SIZE = 8  # all layers' outputs are in memory at once
 
 
@@ -45,55 +46,81 @@ def quantize(
     Migacz, "8-bit Inference with TensorRT", GTC 2017).
     exclude: names or patterns (`stem.conv1`, `stage4.*`) of further layers that stay
     fp32; a layer's name is that of its parameters without the last part.
-    Raises InputError for an option out of range, a pattern without a layer, a record
-    that cannot be read, and weights or outputs that are not finite.
+    Raises InputError for a model that is int8 already or has a layer without a kernel,
+    for an option out of range, a pattern without a layer, a record that cannot be read,
+    and weights or outputs that are not finite.
     """
+    # Not at the top: --help must not wait for MXNet.
+    from gluon_resnet.inference.calibration import calibrated
+    from gluon_resnet.inference.coverage import obstacle
+    from gluon_resnet.inference.int8 import Calibration, Int8Model, packed
+    from gluon_resnet.inference.rewrites import inference_graph
+    from gluon_resnet.progress import progress
+
     if calibration not in CALIBRATIONS:
         raise InputError(
             f"calibration {calibration!r} is unknown; use {' or '.join(CALIBRATIONS)}"
         )
-    _check_finite(model)
-    excluded = _excluded(model, exclude)
+    net = model.net
+    if isinstance(net, Int8Model):
+        raise InputError(
+            f"the weights of {model.name} are int8 already; give those that they were "
+            "made from"
+        )
+    _check_finite(net, model.name)
+    excluded = _excluded(net, exclude)
+    graph, arrays = inference_graph(net)
+    reason = obstacle(graph) or _obstacle(net)
+    if reason is not None:
+        raise InputError(f"{model.name} has no int8, {reason}; use precision fp32")
     batches = _calibration_batches(model, rec, images)
+    title = f"calibrating {model.name}"
     # MXNet's passes announce themselves on standard error unless told not to.
     os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
-    graph, arrays = inference_graph(model.net)
     fused = graph.symbol().get_backend_symbol("MKLDNN_QUANTIZE")
     quantized, arrays = calibrated(
         fused,
-        {name: mx.nd.array(array) for name, array in arrays.items()},
-        _fp32_nodes(fused, model, excluded),
-        lambda: (batch for batch, _ in batches),
+        arrays,
+        _fp32_nodes(fused, excluded),
+        lambda: (batch for batch, _ in progress(title, batches, unit="batches")),
         calibration,
     )
-    card = Int8Card(
-        model=model.net.spec.name,
-        protocol=model.protocol,
-        class_names=model.class_names,
-        calibration=calibration,
-        images=sum(map(len, batches.positions)),
-        excluded=excluded,
+    card = replace(
+        model.card, weights=None, metrics={}, parent=model.card.parent or model.name
     )
-    arrays = {name: array.asnumpy() for name, array in arrays.items()}
-    return Int8Model(quantized, packed(quantized, arrays), card)
+    made = Calibration(calibration, sum(map(len, batches.positions)), excluded)
+    return Int8Model(quantized, packed(quantized, arrays), card, made)
 
 
-def _check_finite(model: Classifier) -> None:
-    for name, parameter in model.net._collect_params_with_prefix().items():
+def _obstacle(net: HybridBlock) -> str | None:
+    """Say why an int8 file cannot hold a net whose operators it could."""
+    channels = net.stem.conv1.weight.shape[1]
+    if channels != 3:
+        return f"it has in_channels={channels}, and int8 files are for 3"
+    return None if "fc" in net._children else "it has no classifier"
+
+
+def _check_finite(net: HybridBlock, model: str) -> None:
+    import numpy as np
+
+    for name, parameter in net._collect_params_with_prefix().items():
         if not np.isfinite(parameter.data().asnumpy()).all():
             raise InputError(
-                f"{name} of {model.name} holds NaN or infinity: it is damaged or its "
+                f"{name} of {model} holds NaN or infinity: it is damaged or its "
                 "training diverged; give other weights"
             )
 
 
-def _excluded(model: Classifier, exclude: Sequence[str]) -> dict[str, str]:
+def _excluded(net: HybridBlock, exclude: Sequence[str]) -> dict[str, str]:
     """Return the layers that stay fp32, in the net's order, with their reasons."""
-    layers = dict.fromkeys(layer_names(model.net).values())
+    from gluon_resnet.inference.rewrites import FP32_LAYERS
+    from gluon_resnet.models.traced import layer_of, named_parameters
+
+    layers = dict.fromkeys(map(layer_of, named_parameters(net)))
     for pattern in exclude:
         if not any(fnmatch(layer, pattern) for layer in layers):
             raise InputError(
-                f"no layer of {model.net.spec.name} is named {pattern}; its layers are "
+                f"no layer of {net.spec.name} is named {pattern}; its layers are "
                 f"named as {', '.join([*layers][:3])}, ..., {[*layers][-1]}"
             )
     reasons = FP32_LAYERS | dict.fromkeys(exclude, "excluded by the user")
@@ -105,61 +132,45 @@ def _excluded(model: Classifier, exclude: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _calibration_batches(model: Classifier, rec: Path, images: int):
+def _calibration_batches(model: Classifier, rec: Path, images: int) -> Batches:
+    from gluon_resnet.data.loader import permutation, validation_batches
+    from gluon_resnet.data.records import RecordFile
+
     if images < 1:
         raise InputError(f"images is {images}; calibration needs at least 1")
-    records = RecordFile.open(rec, num_classes=_ANY_LABEL)
+    records = RecordFile.open(rec, num_classes=None)
     keys = permutation(list(records.offsets), seed=0, epoch=0)[:images].tolist()
     return validation_batches(
         keys, records.read, batch_size=_BATCH_SIZE, protocol=model.protocol
     )
 
 
-def _fp32_nodes(
-    fused: mx.sym.Symbol, model: Classifier, excluded: Iterable[str]
-) -> list[str]:
+def _fp32_nodes(fused: mx.sym.Symbol, excluded: Mapping[str, str]) -> list[str]:
     """Return the names of the operators that do not become int8.
 
     They have the arrays of `excluded` layers, or are the pooling of an attention.
     """
+    from gluon_resnet.graph import Graph
+    from gluon_resnet.inference import split_attention
+    from gluon_resnet.models.traced import layer_of
+
     graph = Graph.of(fused)
-    layers = layer_names(model.net)
     fp32 = split_attention.poolings(graph)
     for node in graph.nodes:
-        arrays = (split_attention.whole(value.node.name) for value in node.inputs)
-        if any(layers.get(array) in excluded for array in arrays):
+        if any(layer_of(value.node.name) in excluded for value in node.inputs):
             fp32.append(node)
     return [node.name for node in fp32]
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Quantize, write, print the path, and on standard error what stays fp32."""
-    model = init_model(
-        arguments.model, arguments.weights, accept_licence=arguments.accept_licence
+def parser() -> command.Parser:
+    """Return the parser of `quantize`."""
+    parser = command.Parser(
+        prog="python -m gluon_resnet.quantize",
+        description="Make an int8 model from fp32 weights and images.",
     )
-    quantized = quantize(
-        model,
-        arguments.rec,
-        images=arguments.images,
-        calibration=arguments.calibration,
-        exclude=arguments.exclude,
-    )
-    print(save_int8(arguments.out, quantized))
-    card = quantized.card
-    print(
-        f"{card.model}, calibrated on {card.images} images ({card.calibration})",
-        file=sys.stderr,
-    )
-    for layer, reason in card.excluded.items():
-        print(f"fp32: {layer} ({reason})", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    parser = command.Parser(prog="python -m gluon_resnet.quantize", description=__doc__)
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="file to write, by custom NAME.int8")
-    add("--model", required=True, metavar="NAME[.TAG]", help="model to quantize")
-    add("--weights", type=Path, metavar="FILE", help="a file of your own for --model")
+    add_model_options(parser, model="model to quantize")
     add("--rec", type=Path, required=True, metavar="FILE", help="images: .rec and .idx")
     add("--images", type=int, default=500, metavar="N", help="how many to calibrate on")
     add(
@@ -175,9 +186,30 @@ if __name__ == "__main__":
         metavar="LAYER",
         help="layers to leave fp32, such as stem.conv1 or 'stage4.*'",
     )
-    add(
-        "--accept-licence",
-        action="store_true",
-        help="load weights under a non-commercial licence, too",
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Quantize, write, print the path, and on standard error what stays fp32."""
+    check_writable(arguments.out)
+    quantized = quantize(
+        load_model(arguments),
+        arguments.rec,
+        images=arguments.images,
+        calibration=arguments.calibration,
+        exclude=arguments.exclude,
     )
-    command.run(main, parser)
+    from gluon_resnet.inference.int8 import save_int8
+
+    print(save_int8(arguments.out, quantized))
+    made = quantized.calibration
+    print(
+        f"{quantized.card.model}, calibrated on {made.images} images ({made.method})",
+        file=sys.stderr,
+    )
+    for layer, reason in made.excluded.items():
+        print(f"fp32: {layer} ({reason})", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    command.run(main, parser())

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Top-1 and top-5 of a model on a record file, class by class where asked for."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import logging
@@ -8,38 +10,31 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Optional
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from gluon_resnet import command
-from gluon_resnet.classifier import Classifier, init_model
-from gluon_resnet.data.loader import validation_batches
-from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
-from gluon_resnet.files import replacing
-from gluon_resnet.precision import PRECISIONS
-from gluon_resnet.predictions import (
-    accuracy,
-    confusion_matrix,
-    draw_confusion,
-    per_class,
-    predict,
-    write_per_class,
+from gluon_resnet.model_options import (
+    add_model_options,
+    add_running_options,
+    load_model,
 )
-from gluon_resnet.weights import Checkpoint, checkpoint, list_weights
+
+if TYPE_CHECKING:
+    from gluon_resnet.classifier import Classifier
+    from gluon_resnet.weights import Checkpoint
 
 log = logging.getLogger(__name__)
 
 
 def validate_file(
     model: Classifier,
-    rec: Path,
+    rec: str | Path,
     *,
     batch_size: int = 32,
     crops: int = 1,
-    per_class_csv: Optional[Path] = None,
-    confusion_png: Optional[Path] = None,
+    per_class_csv: str | Path | None = None,
+    confusion_png: str | Path | None = None,
 ) -> dict:
     """Score a model on a record file, its images prepared by the model's own protocol.
 
@@ -50,15 +45,31 @@ def validate_file(
 
     Returns {"model", "top1", "top5", "count", "crops", "precision",
     "images_per_second", "published_top1", "published_top5"}: top-k in percent, the
-    speed from file to logits, and what is published of the checkpoint for one crop of
-    all validation images; None for a file of the user's and for ten crops.
-    Raises InputError for a batch_size below 1, other crops, an output that cannot be
-    written (before the work), for a record that cannot be read or has a label beyond
-    the model's classes, and for logits that are not finite.
+    speed from file to logits, and what is published of the checkpoint, always for one
+    crop of all validation images; None for a file of the user's.
+    Raises InputError for a batch_size below 1, a batch that cannot fit into memory,
+    other crops, an output that cannot be written (before the work), for a record that
+    cannot be read or has a label beyond the model's classes, and for logits that are
+    not finite.
     """
+    from gluon_resnet.data.loader import validation_batches
+    from gluon_resnet.data.records import RecordFile
+    from gluon_resnet.files import replacing
+    from gluon_resnet.inference.batch_memory import check_batch
+    from gluon_resnet.predictions import (
+        accuracy,
+        confusion_matrix,
+        draw_confusion,
+        per_class,
+        predict,
+        write_per_class,
+    )
+    from gluon_resnet.progress import progress
+
     if batch_size < 1:
         raise InputError(f"batch-size is {batch_size}; it must be at least 1")
-    records = RecordFile.open(rec, num_classes=len(model.class_names))
+    check_batch(batch_size, model.protocol.size)
+    records = RecordFile.open(Path(rec), num_classes=len(model.class_names))
     batches = validation_batches(
         list(records.offsets),
         records.read,
@@ -78,14 +89,14 @@ def validate_file(
             for path in (per_class_csv, confusion_png)
         )
         started = time.perf_counter()
-        bar = tqdm(batches, Path(rec).name, unit="batch", disable=None)
+        bar = progress(Path(rec).name, batches, unit="batches")
         predictions = predict(model.forward, bar, ctx=model.ctx)
         seconds = time.perf_counter() - started
         if csv_part:
             write_per_class(csv_part, per_class(predictions, model.class_names))
         if png_part:
             draw_confusion(png_part, confusion_matrix(predictions), model.class_names)
-    row = published_row(model) if crops == 1 else None
+    row = published_row(model)
     return {
         "model": model.name,
         **asdict(accuracy(predictions)),
@@ -97,28 +108,41 @@ def validate_file(
     }
 
 
-def published_row(model: Classifier) -> Optional[Checkpoint]:
+def published_row(model: Classifier) -> Checkpoint | None:
     """Return the row of the table that tells this model's published accuracy.
 
     None for weights that are not in the table, and where images are prepared otherwise
     than they were for the published values.
     """
+    from gluon_resnet.weights import checkpoint, list_weights
+
     if model.name not in list_weights():
         return None
     row = checkpoint(model.name)
     return row if row.protocol == model.protocol else None
 
 
+def parser() -> command.Parser:
+    """Return the parser of `validate`."""
+    parser = command.Parser(
+        prog="python -m gluon_resnet.validate",
+        description="Measure top-1 and top-5 of a model on a record file.",
+    )
+    add = parser.add_argument
+    add("--rec", type=Path, required=True, metavar="FILE", help=".rec with its .idx")
+    add_model_options(parser, model="model to validate")
+    add_running_options(parser, batch_size=32)
+    add("--crops", type=int, choices=[1, 10], default=1, help="of each image")
+    add("--per-class", type=Path, metavar="CSV", help="write a table of the classes")
+    add("--confusion", type=Path, metavar="PNG", help="draw label against answer")
+    add("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Load the model, validate it, print the outcome."""
-    model = init_model(
-        arguments.model,
-        arguments.weights,
-        precision=arguments.precision,
-        accept_licence=arguments.accept_licence,
-    )
     outcome = validate_file(
-        model,
+        load_model(arguments),
         arguments.rec,
         batch_size=arguments.batch_size,
         crops=arguments.crops,
@@ -140,24 +164,9 @@ def main(arguments: argparse.Namespace) -> None:
         if outcome[key] is not None
     ]
     if published:
-        print(f"published: {', '.join(published)} of all validation images")
+        crops = ", with one crop of each" if outcome["crops"] != 1 else ""
+        print(f"published: {', '.join(published)} of all validation images{crops}")
 
 
 if __name__ == "__main__":
-    parser = command.Parser(prog="python -m gluon_resnet.validate", description=__doc__)
-    add = parser.add_argument
-    add("--rec", type=Path, required=True, metavar="FILE", help=".rec with its .idx")
-    add("--model", required=True, metavar="NAME[.TAG]", help="model to validate")
-    add("--weights", type=Path, metavar="FILE", help="a file of your own for --model")
-    add("--batch-size", type=int, default=32, help="images that run together")
-    add("--precision", choices=PRECISIONS, help="default: that of the weights, fp32")
-    add("--crops", type=int, choices=[1, 10], default=1, help="of each image")
-    add("--per-class", type=Path, metavar="CSV", help="write a table of the classes")
-    add("--confusion", type=Path, metavar="PNG", help="draw label against answer")
-    add("--json", action="store_true", help="print one JSON object")
-    add(
-        "--accept-licence",
-        action="store_true",
-        help="load weights under a non-commercial licence, too",
-    )
-    command.run(main, parser)
+    command.run(main, parser())

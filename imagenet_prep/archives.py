@@ -12,31 +12,40 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Optional, Union
+from typing import IO, Literal, Optional, Union
 
 from gluon_resnet.errors import InputError
-from imagenet_prep.working import progress
+from gluon_resnet.progress import progress
 
 ORIGIN = ".origin"
 _ALGORITHMS = {32: "md5", 40: "sha1"}  # by the number of hexadecimal digits
 _FILE_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE)  # neither sparse nor contiguous
 _CHUNK = 1 << 20
+# tarfile remembers each member that it passes; ImageNet's validation images are 50,000.
+_MOST_MEMBERS = 200_000
+
+
+def digest_of(path: Path, algorithm: str) -> str:
+    """The MD5 ("md5") or SHA-1 ("sha1") of a file, in hexadecimal."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with (
+        path.open("rb") as file,
+        progress(f"checking {path.name}", total=path.stat().st_size, unit="B") as bar,
+    ):
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
 
 
 def check_sum(path: Path, checksum: str) -> None:
     """Raise InputError unless the file has this MD5 or SHA-1, in hexadecimal."""
-    digest = hashlib.new(_ALGORITHMS[len(checksum)], usedforsecurity=False)
-    with (
-        path.open("rb") as file,
-        progress(f"checking {path.name}", path.stat().st_size, "B") as advance,
-    ):
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            advance(len(chunk))
-    if digest.hexdigest() != checksum:
+    algorithm = _ALGORITHMS[len(checksum)]
+    digest = digest_of(path, algorithm)
+    if digest != checksum:
         raise InputError(
-            f"{path} has the {digest.name.upper()} {digest.hexdigest()}, the published "
-            f"file {checksum}: fetch it again"
+            f"{path} has the {algorithm.upper()} {digest}, the published file "
+            f"{checksum}: fetch it again"
         )
 
 
@@ -74,7 +83,10 @@ def is_finished(folder: Path) -> bool:
 
 @contextmanager
 def open_archive(
-    source: Union[Path, BinaryIO], mode: str = "r:", *, name: object
+    source: Union[Path, IO[bytes]],
+    mode: Literal["r:", "r:gz"] = "r:",
+    *,
+    name: object,
 ) -> Iterator[tarfile.TarFile]:
     """A tar archive; what is wrong with it is an InputError that calls it `name`."""
     try:
@@ -96,10 +108,16 @@ def regular_files(
 ) -> Iterator[tarfile.TarInfo]:
     """The members that are files, folders passed over.
 
-    Raises InputError at a member of another kind (a link, a device) and at a name that
-    leads out of the folder the archive is unpacked in or is none.
+    Raises InputError at a member of another kind (a link, a device), at a name that
+    leads out of the folder the archive is unpacked in or is none, and at more members
+    than any published archive has.
     """
-    for member in archive:
+    for number, member in enumerate(archive):
+        if number == _MOST_MEMBERS:
+            raise InputError(
+                f"{name} holds more than {_MOST_MEMBERS} members: do not trust it, "
+                "fetch the published file"
+            )
         path = PurePosixPath(member.name)
         if path.is_absolute() or ".." in path.parts or "\0" in member.name:
             raise InputError(
@@ -119,5 +137,12 @@ def extract(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> No
     """Write a member's content to `path`, unless a file of that size is there."""
     if path.is_file() and path.stat().st_size == member.size:
         return
-    with path.open("wb") as file:
-        shutil.copyfileobj(archive.extractfile(member), file, _CHUNK)
+    with path.open("wb") as file, content_of(archive, member) as content:
+        shutil.copyfileobj(content, file, _CHUNK)
+
+
+def content_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    """The content of one of `regular_files`."""
+    content = archive.extractfile(member)
+    assert content is not None  # Of another kind of member it is.
+    return content

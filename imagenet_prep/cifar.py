@@ -16,9 +16,9 @@ strings, numbers, lists and dictionaries; for NumPy's arrays it puts a stand-in.
 import argparse
 import io
 import pickle
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -26,16 +26,25 @@ import numpy as np
 
 from gluon_resnet import command
 from gluon_resnet.errors import InputError
-from imagenet_prep.archives import check_sum, open_archive, regular_files
+from imagenet_prep.archives import (
+    content_of,
+    digest_of,
+    open_archive,
+    regular_files,
+)
 from imagenet_prep.encoding import encode_png
 from imagenet_prep.record_writer import write_listing, write_records
-from imagenet_prep.working import working_in
+from imagenet_prep.working import print_written, working_in
 
 SHAPE = (3, 32, 32)
 VALUES = 3 * 32 * 32
 COUNTS = {"train": 50_000, "val": 10_000}
-_LARGEST_MEMBER = 1 << 28  # bytes; the largest has 155 million
+_MOST_BYTES = 1 << 28  # of all members; the published archives unpack to 186 million
+_ARCHIVES = "cifar-{10,100}-{python,binary}.tar.gz"
 _BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
+
+Batch = tuple[np.ndarray, np.ndarray]
+"""Pixels (N, 3072), uint8, and labels (N,)."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +131,8 @@ class _Unpickler(pickle.Unpickler):
         return known[module, name]
 
 
-def read_pickle(content: bytes, labels: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 3072), uint8, and labels (N,) of a pickled batch.
+def read_pickle(content: bytes, labels: bytes) -> Batch:
+    """The images of a pickled batch.
 
     `labels` is their key in the batch. Raises ValueError or pickle.UnpicklingError, and
     whatever else a damaged pickle ends in.
@@ -136,8 +145,8 @@ def read_pickle(content: bytes, labels: bytes) -> tuple[np.ndarray, np.ndarray]:
     return values.reshape(-1, VALUES), np.array(batch[labels], dtype=np.int64)
 
 
-def read_binary(content: bytes, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 3072), uint8, and labels (N,) of a binary batch.
+def read_binary(content: bytes, label_bytes: int) -> Batch:
+    """The images of a binary batch.
 
     Raises ValueError if it does not hold whole images.
     """
@@ -151,29 +160,21 @@ def read_archive(
     """Images (N, 32, 32, 3), uint8 RGB, and labels (N,) of the splits train and val.
 
     Raises InputError for an archive that is missing, damaged, dangerous or holds
-    something else. `verify` compares its MD5.
+    something else. `verify` compares its MD5 before anything is unpacked.
     """
     if not archive.is_file():
         raise InputError(
             f"{archive} is not there: download it from "
             "https://www.cs.toronto.edu/~kriz/cifar.html"
         )
-    contents = {}
-    with open_archive(archive, "r:gz", name=archive) as files:
-        for member in regular_files(files, name=archive):
-            if member.size > _LARGEST_MEMBER:
-                raise InputError(
-                    f"{archive} holds {member.name} of {member.size} bytes, more than "
-                    f"{_LARGEST_MEMBER}: fetch the published archive"
-                )
-            contents[member.name] = files.extractfile(member).read()
-    layout = _layout_of(archive, contents)
     if verify:
-        check_sum(archive, layout.md5)
+        _check_published(archive)
+    layout, batches = _read_batches(archive)
     splits = {}
     for split, names in layout.files.items():
-        batches = [_read_batch(archive, name, contents[name], layout) for name in names]
-        pixels, labels = map(np.concatenate, zip(*batches))
+        pixels, labels = map(
+            np.concatenate, zip(*(batches.pop(name) for name in names))
+        )
         if len(pixels) != counts[split]:
             raise InputError(
                 f"{archive} holds {len(pixels)} images of {split}, not "
@@ -207,41 +208,80 @@ def prepare(
                 for key, label in enumerate(labels)
             ]
             write_listing(prefix, rows, shuffle=split == "train")
-            if write_records(
-                prefix,
-                lambda key, _, images=images: encode_png(images[key]),
-                workers=workers,
-            ):
+            if write_records(prefix, partial(_encode, images), workers=workers):
                 written.append(target / f"{split}.rec")
     return written
+
+
+def parser() -> command.Parser:
+    """Return the parser of this command."""
+    parser = command.Parser(
+        prog="python -m imagenet_prep.cifar",
+        description="Turn a published archive of CIFAR into record files.",
+    )
+    add = parser.add_argument
+    add("--archive", type=Path, required=True, help="as published, python or binary")
+    add("--target", type=Path, required=True, help="folder for the record files")
+    add("--workers", type=int, help="threads; as many as cores if not given")
+    return parser
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Print the paths of the record files written."""
     written = prepare(arguments.archive, arguments.target, workers=arguments.workers)
-    for path in written:
-        print(path)
-    if len(written) < len(COUNTS):
-        print(f"{arguments.target} held the rest already", file=sys.stderr)
+    print_written(written, len(COUNTS), arguments.target)
 
 
-def _layout_of(archive: Path, contents: Mapping[str, bytes]) -> Layout:
-    for layout in LAYOUTS:
-        names = [name for files in layout.files.values() for name in files]
-        if any(name in contents for name in names):
-            for name in names:
-                if name not in contents:
-                    raise InputError(f"{archive} lacks {name}: fetch it again")
-            return layout
-    raise InputError(
-        f"{archive} holds no batches of CIFAR: give one of "
-        "cifar-{10,100}-{python,binary}.tar.gz"
-    )
+def _encode(images: np.ndarray, key: int, _: str) -> bytes:
+    return encode_png(images[key])
 
 
-def _read_batch(
-    archive: Path, name: str, content: bytes, layout: Layout
-) -> tuple[np.ndarray, np.ndarray]:
+def _check_published(archive: Path) -> None:
+    """Raise InputError unless the file is one of the four published."""
+    digest = digest_of(archive, "md5")
+    if digest not in {layout.md5 for layout in LAYOUTS}:
+        raise InputError(
+            f"{archive} has the MD5 {digest}, none of those of the published "
+            f"{_ARCHIVES}: fetch it again"
+        )
+
+
+def _read_batches(archive: Path) -> tuple[Layout, dict[str, Batch]]:
+    """The layout of an archive and its batches, unpacked one after the other."""
+    layouts = {
+        name: layout
+        for layout in LAYOUTS
+        for names in layout.files.values()
+        for name in names
+    }
+    batches: dict[str, Batch] = {}
+    num_bytes = 0
+    with open_archive(archive, "r:gz", name=archive) as files:
+        for member in regular_files(files, name=archive):
+            num_bytes += member.size
+            if num_bytes > _MOST_BYTES:
+                raise InputError(
+                    f"{archive} unpacks to more than {_MOST_BYTES} bytes: fetch the "
+                    "published archive"
+                )
+            if member.name in layouts:
+                with content_of(files, member) as content:
+                    batches[member.name] = _read_batch(
+                        archive, member.name, content.read(), layouts[member.name]
+                    )
+    if not batches:
+        raise InputError(
+            f"{archive} holds no batches of CIFAR: give one of {_ARCHIVES}"
+        )
+    layout = layouts[next(iter(batches))]
+    for names in layout.files.values():
+        for name in names:
+            if name not in batches:
+                raise InputError(f"{archive} lacks {name}: fetch it again")
+    return layout, batches
+
+
+def _read_batch(archive: Path, name: str, content: bytes, layout: Layout) -> Batch:
     try:
         if layout.labels:
             pixels, labels = read_pickle(content, layout.labels)
@@ -264,12 +304,4 @@ def _read_batch(
 
 
 if __name__ == "__main__":
-    parser = command.Parser(
-        prog="python -m imagenet_prep.cifar",
-        description="Turn a published archive of CIFAR into record files.",
-    )
-    add = parser.add_argument
-    add("--archive", type=Path, required=True, help="as published, python or binary")
-    add("--target", type=Path, required=True, help="folder for the record files")
-    add("--workers", type=int, help="threads; as many as cores if not given")
-    command.run(main, parser)
+    command.run(main, parser())

@@ -11,13 +11,13 @@ A killed run is gone on with by the same command.
 
 import argparse
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional
 
 from gluon_resnet import command
 from gluon_resnet.errors import InputError
+from gluon_resnet.progress import progress
 from imagenet_prep.archives import (
     begin,
     extract,
@@ -29,7 +29,7 @@ from imagenet_prep.archives import (
 from imagenet_prep.encoding import Encoding, add_options, encoding_of
 from imagenet_prep.folder import write_classes, write_folder_records
 from imagenet_prep.record_writer import Row, write_listing
-from imagenet_prep.working import progress, working_in
+from imagenet_prep.working import print_written, working_in
 
 NAME = "CUB_200_2011"
 MD5 = "97eceeb196236b17998738112f37df78"
@@ -47,7 +47,7 @@ def extract_archive(archive: Path, folder: Path, total: int) -> None:
     """Write the images and the tables that say what they are to `folder`."""
     pattern = f"{NAME}/({'|'.join(map(re.escape, TABLES))}|images/{_IMAGE})"
     with (
-        progress("extracting", total, "images") as advance,
+        progress("extracting", total=total) as bar,
         open_archive(archive, "r:gz", name=archive) as files,
     ):
         for member in regular_files(files, name=archive):
@@ -56,7 +56,7 @@ def extract_archive(archive: Path, folder: Path, total: int) -> None:
                 path = folder / match[1]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 extract(files, member, path)
-                advance(match[1] not in TABLES)
+                bar.update(match[1] not in TABLES)
     for name in TABLES:
         if not (folder / name).is_file():
             raise InputError(f"{archive} lacks {NAME}/{name}: fetch it again")
@@ -80,10 +80,10 @@ def read_splits(folder: Path) -> tuple[list[str], dict[str, list[Row]]]:
     """Names of the classes, and the rows of each split: key, label, CLASS/FILE."""
     images, labels, in_train, classes = (read_table(folder / name) for name in TABLES)
     label_of_class = {str(key): label for label, key in enumerate(sorted(classes))}
-    rows = {"train": [], "val": []}
+    rows: dict[str, list[Row]] = {"train": [], "val": []}
     for number, name in sorted(images.items()):
-        label = label_of_class.get(labels.get(number))
-        split = {"1": "train", "0": "val"}.get(in_train.get(number))
+        label = label_of_class.get(labels.get(number, ""))
+        split = {"1": "train", "0": "val"}.get(in_train.get(number, ""))
         if label is None or split is None or not re.fullmatch(_IMAGE, name):
             raise InputError(
                 f"{folder}: image {number} {name!r} has no name, class or split that "
@@ -135,6 +135,19 @@ def prepare(
     return written
 
 
+def parser() -> command.Parser:
+    """Return the parser of this command."""
+    parser = command.Parser(
+        prog="python -m imagenet_prep.cub",
+        description="Turn CUB-200-2011 into record files.",
+    )
+    add = parser.add_argument
+    add("--archive", type=Path, required=True, help="the file CUB_200_2011.tgz")
+    add("--target", type=Path, required=True, help="folder for images and records")
+    add_options(parser)
+    return parser
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Print the paths of the record files written."""
     written = prepare(
@@ -143,10 +156,7 @@ def main(arguments: argparse.Namespace) -> None:
         encoding=encoding_of(arguments),
         workers=arguments.workers,
     )
-    for path in written:
-        print(path)
-    if len(written) < len(COUNTS):
-        print(f"{arguments.target} held the rest already", file=sys.stderr)
+    print_written(written, len(COUNTS), arguments.target)
 
 
 def _check_counts(folder: Path, counts: Mapping[str, int]) -> None:
@@ -167,12 +177,4 @@ def _check_counts(folder: Path, counts: Mapping[str, int]) -> None:
 
 
 if __name__ == "__main__":
-    parser = command.Parser(
-        prog="python -m imagenet_prep.cub",
-        description="Turn CUB-200-2011 into record files.",
-    )
-    add = parser.add_argument
-    add("--archive", type=Path, required=True, help="the file CUB_200_2011.tgz")
-    add("--target", type=Path, required=True, help="folder for images and records")
-    add_options(parser)
-    command.run(main, parser)
+    command.run(main, parser())

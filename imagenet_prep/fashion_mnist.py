@@ -14,7 +14,6 @@ import gzip
 import hashlib
 import math
 import struct
-import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from gluon_resnet import command
 from gluon_resnet.errors import InputError
 from imagenet_prep.encoding import encode_png
 from imagenet_prep.record_writer import write_listing, write_records
-from imagenet_prep.working import working_in
+from imagenet_prep.working import print_written, working_in
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 SPLITS = {"train": "train", "val": "t10k"}
@@ -162,16 +161,8 @@ def convert(
     return written
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Print the paths of the record files written."""
-    written = convert(arguments.source, arguments.target)
-    for path in written:
-        print(path)
-    if len(written) < len(SPLITS):
-        print(f"{arguments.target} held the rest already", file=sys.stderr)
-
-
-if __name__ == "__main__":
+def parser() -> command.Parser:
+    """Return the parser of this command."""
     parser = command.Parser(
         prog="python -m imagenet_prep.fashion_mnist",
         description="Turn the IDX files of Fashion-MNIST into record files.",
@@ -179,4 +170,14 @@ if __name__ == "__main__":
     add = parser.add_argument
     add("--source", type=Path, default=DEBIAN_FOLDER, help="folder of the IDX files")
     add("--target", type=Path, required=True, help="folder for the record files")
-    command.run(main, parser)
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Print the paths of the record files written."""
+    written = convert(arguments.source, arguments.target)
+    print_written(written, len(SPLITS), arguments.target)
+
+
+if __name__ == "__main__":
+    command.run(main, parser())

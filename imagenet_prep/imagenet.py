@@ -16,7 +16,6 @@ may be removed once the records are written.
 import argparse
 import os
 import re
-import sys
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +25,16 @@ from typing import Optional
 
 import numpy as np
 
-import gluon_resnet
 from gluon_resnet import command
 from gluon_resnet.errors import InputError
+from gluon_resnet.image_files import LeftOut
+from gluon_resnet.in_order import in_order
+from gluon_resnet.postprocess import synsets
+from gluon_resnet.progress import progress
 from imagenet_prep.archives import (
     begin,
     check_sum,
+    content_of,
     extract,
     finish,
     is_finished,
@@ -41,7 +44,7 @@ from imagenet_prep.archives import (
 from imagenet_prep.encoding import Encoding, add_options, encoding_of
 from imagenet_prep.folder import class_folders, image_rows, write_folder_records
 from imagenet_prep.record_writer import write_listing
-from imagenet_prep.working import in_order, progress, working_in
+from imagenet_prep.working import print_written, working_in
 
 TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 VAL_ARCHIVE = "ILSVRC2012_img_val.tar"
@@ -69,9 +72,7 @@ class DataSet:
 
 def ilsvrc2012() -> DataSet:
     """The data set of the paper (Russakovsky et al., arXiv 1409.0575)."""
-    classes = Path(gluon_resnet.__file__).parent / "classes" / "imagenet.txt"
-    lines = classes.read_text(encoding="utf-8").splitlines()
-    wnids = [line.partition(" ")[0] for line in lines]
+    wnids = [wnid for wnid, _ in synsets("imagenet")]
     return DataSet(wnids, {"train": 1_281_167, "val": 50_000}, CHECKSUMS)
 
 
@@ -105,7 +106,8 @@ def extract_train(
         (folder / wnid).mkdir(exist_ok=True)
         count = 0
         with open_archive(archive, name=archive) as outer:
-            with open_archive(outer.extractfile(member), name=name) as inner:
+            content = content_of(outer, member)
+            with content, open_archive(content, name=name) as inner:
                 for image in regular_files(inner, name=name):
                     _check_name(image, rf"{wnid}_\d+\.JPEG", name)
                     extract(inner, image, folder / wnid / image.name)
@@ -113,9 +115,9 @@ def extract_train(
         return count
 
     total = dataset.counts["train"]
-    with progress("extracting train", total, "images") as advance:
+    with progress("extracting train", total=total) as bar:
         for count in in_order(extract_class, classes, workers=workers):
-            advance(count)
+            bar.update(count)
 
 
 def extract_val(
@@ -128,7 +130,7 @@ def extract_val(
     for wnid in dataset.wnids:
         (folder / wnid).mkdir(exist_ok=True)
     with (
-        progress("extracting val", len(wnids), "images") as advance,
+        progress("extracting val", total=len(wnids)) as bar,
         open_archive(archive, name=archive) as images,
     ):
         for image in regular_files(images, name=archive):
@@ -140,7 +142,7 @@ def extract_val(
                     f"{len(wnids)}: fetch it again"
                 )
             extract(images, image, folder / wnids[number - 1] / image.name)
-            advance(1)
+            bar.update()
 
 
 def read_devkit(devkit: Path, dataset: DataSet) -> list[str]:
@@ -159,7 +161,8 @@ def read_devkit(devkit: Path, dataset: DataSet) -> list[str]:
         for member in regular_files(kit, name=devkit):
             if member.name in {f"{root}/{name}" for name in wanted}:
                 name = member.name[len(root) + 1 :]
-                contents[name] = kit.extractfile(member).read()
+                with content_of(kit, member) as content:
+                    contents[name] = content.read()
     for name in wanted:
         if name not in contents:
             raise InputError(f"{devkit} lacks {root}/{name}: fetch it again")
@@ -210,11 +213,26 @@ def prepare(
                     continue  # The class folders were removed after use.
                 _extract(split, download_dir, folder, dataset, workers)
             _check_counts(folder, split, dataset)
-            rows = image_rows(folder, dataset.wnids)
+            rows = image_rows(folder, dataset.wnids, LeftOut())
             write_listing(prefix, rows, shuffle=split == "train")
             if write_folder_records(folder, prefix, encoding=encoding, workers=workers):
                 written.append(target / f"{split}.rec")
     return written
+
+
+def parser() -> command.Parser:
+    """Return the parser of this command."""
+    parser = command.Parser(
+        prog="python -m imagenet_prep.imagenet",
+        description="Turn the official files of ImageNet into record files.",
+    )
+    add = parser.add_argument
+    add("--download-dir", type=Path, required=True, help="folder of the official files")
+    add("--target", type=Path, required=True, help="folder for images and records")
+    add("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="splits to prepare")
+    add("--skip-checksums", action="store_true", help="do not verify the files")
+    add_options(parser)
+    return parser
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -230,10 +248,7 @@ def main(arguments: argparse.Namespace) -> None:
         encoding=encoding_of(arguments),
         workers=arguments.workers,
     )
-    for path in written:
-        print(path)
-    if len(written) < len(arguments.splits):
-        print(f"{arguments.target} held the rest already", file=sys.stderr)
+    print_written(written, len(arguments.splits), arguments.target)
 
 
 def _extract(
@@ -260,13 +275,15 @@ def _extract(
 
 
 def _check_counts(folder: Path, split: str, dataset: DataSet) -> None:
-    wnids = class_folders(folder)
+    left_out = LeftOut()
+    wnids = class_folders(folder, left_out)
     if wnids != list(dataset.wnids):
         raise InputError(
             f"{folder} holds {len(wnids)} class folders, not the {len(dataset.wnids)} "
             "of the data set: remove it and extract the published archive again"
         )
-    count = sum(1 for _ in image_rows(folder, wnids))
+    count = sum(1 for _ in image_rows(folder, wnids, left_out))
+    left_out.tell(folder)
     if count != dataset.counts[split]:
         raise InputError(
             f"{folder} holds {count} images, the data set has {dataset.counts[split]}: "
@@ -306,14 +323,4 @@ def _read_meta(content: bytes, devkit: Path) -> dict[int, str]:
 
 
 if __name__ == "__main__":
-    parser = command.Parser(
-        prog="python -m imagenet_prep.imagenet",
-        description="Turn the official files of ImageNet into record files.",
-    )
-    add = parser.add_argument
-    add("--download-dir", type=Path, required=True, help="folder of the official files")
-    add("--target", type=Path, required=True, help="folder for images and records")
-    add("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="splits to prepare")
-    add("--skip-checksums", action="store_true", help="do not verify the files")
-    add_options(parser)
-    command.run(main, parser)
+    command.run(main, parser())

@@ -86,12 +86,8 @@ def make_sample(
         write_images(target / bundled.IMAGES.name, *splits["val"])
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Make the sample."""
-    make_sample(arguments.source, arguments.target)
-
-
-if __name__ == "__main__":
+def parser() -> command.Parser:
+    """Return the parser of this command."""
     parser = command.Parser(
         prog="python -m imagenet_prep.make_sample",
         description="Write the sample of Fashion-MNIST that comes with the package.",
@@ -99,4 +95,13 @@ if __name__ == "__main__":
     add = parser.add_argument
     add("--source", type=Path, default=DEBIAN_FOLDER, help="folder of the IDX files")
     add("--target", type=Path, default=bundled.FOLDER, help="folder for the sample")
-    command.run(main, parser)
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Make the sample."""
+    make_sample(arguments.source, arguments.target)
+
+
+if __name__ == "__main__":
+    command.run(main, parser())

@@ -26,15 +26,17 @@ from typing import BinaryIO, Optional
 
 from gluon_resnet.data.records import HEADER, MAGIC
 from gluon_resnet.errors import InputError
-from imagenet_prep.working import in_order, progress
+from gluon_resnet.in_order import in_order
+from gluon_resnet.progress import progress
 
 LENGTH_BITS = 29
 SHUFFLE_SEED = 100  # MXNet's im2rec.py shuffles with the same
 SYNC_BYTES = 64 << 20
 """Bytes of records between two moments from which a killed run can go on."""
 
-UNLISTABLE = re.compile("[\t\r\n\ud800-\udfff]")
-"""What would break a line of a listing or is no UTF-8."""
+_BREAKS_A_LINE = re.compile("[\t\r\n]")
+# A name that is no UTF-8 stands in a listing as it does on the disk.
+_BYTES_AS_THEY_ARE = "surrogateescape"
 
 Row = tuple[int, int, str]
 """Key, label and name of an image."""
@@ -88,13 +90,14 @@ def write_listing(prefix: Path, rows: Iterable[Row], *, shuffle: bool) -> int:
     starts = array("Q")
     with tempfile.TemporaryFile(dir=prefix.parent) as lines:
         for key, label, name in rows:
-            if UNLISTABLE.search(name):
+            if _BREAKS_A_LINE.search(name):
                 raise InputError(
                     f"the file name {name!r} cannot stand in a line of {lst}: rename "
-                    "the file without tabs, line ends and what is not UTF-8"
+                    "the file without tabs and line ends"
                 )
             starts.append(lines.tell())
-            lines.write(f"{key}\t{label}\t{name}\n".encode())
+            line = f"{key}\t{label}\t{name}\n"
+            lines.write(line.encode(errors=_BYTES_AS_THEY_ARE))
         if not starts:
             raise InputError(f"there is no image to list in {lst}: give at least one")
         if shuffle:
@@ -149,12 +152,12 @@ def write_records(
         framed = in_order(
             lambda row: (row[0], image_record(row, encode)), rows, workers=workers
         )
-        with progress(rec.name, total, "images", done=done) as advance:
+        with progress(rec.name, total=total, done=done) as bar:
             for key, record in framed:
                 records.write(record)
                 lines.append(f"{key}\t{offset}\n")
                 offset += len(record)
-                advance(1)
+                bar.update()
                 if offset - synced >= SYNC_BYTES:
                     _sync(records, index, lines)
                     synced = offset
@@ -186,7 +189,7 @@ def _count_lines(path: Path) -> int:
 
 
 def _rows(lst: Path) -> Iterator[Row]:
-    with lst.open(encoding="utf-8", newline="\n") as lines:
+    with lst.open(encoding="utf-8", errors=_BYTES_AS_THEY_ARE, newline="\n") as lines:
         for line in lines:
             key, label, name = line.rstrip("\n").split("\t")
             yield int(key), int(label), name

@@ -190,7 +190,17 @@ def test_unknown_name_names_the_nearest():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"num_classes": 0}, "num_classes is 0; it must be at least 1"),
+        (
+            {"num_classes": -1},
+            r"num_classes is -1; it must be at least 0 \(0: no classifier\)",
+        ),
+        (
+            {"frozen_stages": 4},
+            (
+                r"frozen_stages is 4; it must be from -1 \(none\) to 3 \(all stages of "
+                r"cifar_resnet20_v1\)"
+            ),
+        ),
         ({"in_channels": -1}, "in_channels is -1; it must be at least 1"),
         ({"dropout": 1.0}, r"a drop probability is 1\.0; it must be in \[0, 1\)"),
         (
@@ -265,3 +275,78 @@ def test_first_weights_are_he_normal_by_fan_out():
     weight = net.stage4[1].body.conv2.weight.data().asnumpy()
     np.testing.assert_allclose(weight.std(), (2 / (512 * 9)) ** 0.5, rtol=0.01)
     assert abs(net.fc.weight.data().asnumpy().std() - 0.01) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("drop_rate", "here it is dropout"),
+        ("in_chans", "here it is in_channels"),
+        ("zero_init_residual", "here it is last_gamma"),
+        ("checkpoint_path", "here it is pretrained, with the file's path"),
+        ("drop_pathh", "nearest: drop_path, dropout, drop_block"),
+        ("zzz", "no name is near"),
+    ],
+)
+def test_unknown_keyword_gets_the_right_one(option, message):
+    with pytest.raises(TypeError) as caught:
+        create_model("cifar_resnet20_v1", **{option: 0})
+    assert str(caught.value) == f"create_model has no keyword {option!r}; {message}"
+
+
+def test_name_with_a_tag_makes_that_net_untrained():
+    net = create_model("resnest14d.gluon_in1k")
+    assert net.spec is CATALOG["resnest14d"]
+    assert net.protocol == checkpoint("resnest14d.gluon_in1k").protocol
+    # The classes are those of the weights that the name stands for.
+    for name, classes in (
+        ("configs/resnet/resnet50_8xb8_cub.py", 200),
+        ("resnet50_8xb16_cifar100", 100),
+        ("resnet18_8xb16_cifar10", 10),
+    ):
+        assert create_model(name).fc.weight.shape[0] == classes
+
+
+def test_models_are_listed_with_their_published_weights():
+    assert list_models("resnest101", pretrained=True) == [
+        "resnest101e.in1k",
+        "resnest101e.in1k_22405ba7",
+        "resnest101e.gluoncv",
+    ]
+    assert list_models("resnest*.in1k", pretrained=True)[0] == "resnest50d.in1k"
+    assert len(list_models(pretrained=True)) == len(list_weights())
+
+
+def trained_step(net):
+    """Names of what one training step changes."""
+    images = mx.nd.random.normal(shape=(4, 3, 32, 32))
+    parameters = net._collect_params_with_prefix()
+    before = {name: p.data().asnumpy() for name, p in parameters.items()}
+    trainer = mx.gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.1})
+    with mx.autograd.record():
+        loss = (net(images) ** 2).sum()
+    loss.backward()
+    trainer.step(4)
+    mx.nd.waitall()
+    return {n for n, p in parameters.items() if (p.data().asnumpy() != before[n]).any()}
+
+
+@pytest.mark.parametrize("model", ["cifar_resnet20_v1", "cifar_resnet20_v2"])
+@pytest.mark.parametrize("frozen_stages", [-1, 0, 2])
+def test_frozen_stages_neither_train_nor_gather_statistics(model, frozen_stages):
+    net = create_model(model, frozen_stages=frozen_stages)
+    changed = trained_step(net)
+    for index, part in enumerate(("stem", "stage1", "stage2", "stage3", "fc")):
+        of_part = {name for name in changed if name.startswith(f"{part}.")}
+        assert bool(of_part) == (index > frozen_stages)
+        if of_part and part.startswith("stage"):
+            assert any("running" in name for name in of_part)
+
+
+def test_frozen_net_answers_as_the_free_one():
+    free = create_model("cifar_resnet20_v1")
+    frozen = create_model("cifar_resnet20_v1", frozen_stages=3)
+    for name, parameter in frozen._collect_params_with_prefix().items():
+        parameter.set_data(free._collect_params_with_prefix()[name].data())
+    images = mx.nd.random.normal(shape=(2, 3, 32, 32))
+    assert (frozen(images) == free(images)).asnumpy().all()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CIFAR's archives, small ones in the real layouts, to record files."""
 
+import hashlib
 import io
 import pickle
 import struct
@@ -14,7 +15,7 @@ from small_archives import EVIL_MEMBERS, tar, tgz
 
 from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
-from imagenet_prep import cifar
+from imagenet_prep import archives, cifar
 from imagenet_prep.cifar import prepare, read_archive
 
 COUNTS = {"train": 20, "val": 6}
@@ -270,20 +271,40 @@ def test_missing_file_says_where_to_get_it(tmp_path):
     )
 
 
-def test_checksum_is_compared_before_a_pickle_is_read(tmp_path):
+def test_checksum_is_compared_before_anything_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "open_archive", None)
     content = {**members(100, "python"), "cifar-100-python/train": b"bad"}
     archive = write(tmp_path / "a.tar.gz", content)
     message = error_of(prepare, archive, tmp_path / "target")
-    assert message.startswith(f"{archive} has the MD5 ")
-    assert message.endswith(
-        ", the published file eb9058c3a382ffc7106e4002c42a8d85: fetch it again"
+    digest = hashlib.md5(archive.read_bytes()).hexdigest()
+    assert message == (
+        f"{archive} has the MD5 {digest}, none of those of the published "
+        "cifar-{10,100}-{python,binary}.tar.gz: fetch it again"
     )
 
 
-def test_largest_member_is_limited(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar, "_LARGEST_MEMBER", 1000)
-    archive = write(tmp_path / "a.tar.gz", members(10, "binary"))
-    assert "of 12292 bytes, more than 1000" in error_of(read, archive)
+def test_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    content = {**members(10, "binary"), "other": bytes(100_000)}
+    whole = sum(map(len, content.values()))
+    archive = write(tmp_path / "a.tar.gz", content)
+    monkeypatch.setattr(cifar, "_MOST_BYTES", whole)
+    read(archive)
+    monkeypatch.setattr(cifar, "_MOST_BYTES", whole - 1)
+    assert error_of(read, archive) == (
+        f"{archive} unpacks to more than {whole - 1} bytes: fetch the published archive"
+    )
+
+
+def test_archive_of_too_many_members_is_refused(tmp_path, monkeypatch):
+    content = members(10, "binary")
+    archive = write(tmp_path / "a.tar.gz", content)
+    monkeypatch.setattr(archives, "_MOST_MEMBERS", len(content))
+    read(archive)
+    monkeypatch.setattr(archives, "_MOST_MEMBERS", len(content) - 1)
+    assert error_of(read, archive) == (
+        f"{archive} holds more than {len(content) - 1} members: do not trust it, fetch "
+        "the published file"
+    )
 
 
 def test_killed_at_any_moment_the_next_run_makes_the_same_bytes(tmp_path):

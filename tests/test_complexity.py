@@ -5,11 +5,16 @@ import json
 import subprocess
 import sys
 
+import mxnet as mx
 import pytest
+from mxnet.gluon.contrib.nn import SyncBatchNorm
 
-from gluon_resnet import complexity, create_model
+from gluon_resnet import complexity, create_model, model_spec
 from gluon_resnet.errors import InputError
 from gluon_resnet.models.spec_pages import SPEC_PAGES
+from gluon_resnet.preprocess import Protocol
+from gluon_resnet.training.recipe import Recipe
+from gluon_resnet.training.step import TrainingStep
 
 # Trainable parameters and multiply-adds of timm 1.0.31 on the meta device, at the
 # model's own test size; v1 and v2 by layer arithmetic of mxnet's model_zoo.
@@ -72,6 +77,23 @@ def test_net_is_counted_as_it_is():
     assert complexity(net, 224).flops == 1_814_073_344 - 512 * 990 - stem
 
 
+@pytest.mark.parametrize("convention", ["macs", "openmmlab", "timm-page"])
+@pytest.mark.parametrize("model", ["resnest14d", "resnet18_v2", "cifar_resnet20_v1"])
+def test_parts_of_a_net_cost_what_they_cost_in_it(model, convention):
+    whole, headless, maps = (
+        complexity(create_model(model, **options), 64, convention)
+        for options in ({}, {"num_classes": 0}, {"features_only": True})
+    )
+    width, classes = model_spec(model).channels[-1], model_spec(model).num_classes
+    assert whole.params - headless.params == (width + 1) * classes
+    is_counted = convention == "macs"
+    assert whole.flops - headless.flops == width * classes * is_counted
+    if convention == "macs":  # after the stages come the pages' norms and pooling
+        assert maps.flops == headless.flops
+    else:
+        assert 0 < headless.flops - maps.flops < 0.001 * headless.flops
+
+
 def test_size_may_be_height_and_width():
     square, wide = complexity("resnet18", 64), complexity("resnet18", (64, 128))
     classifier = 512 * 1000
@@ -91,3 +113,27 @@ def test_command_prints_models_and_pages_as_json():
     assert model["params"] == 25_557_032
     assert {row["model"] for row in pages} == {"resnet50_v1b"}
     assert [row["row"] for row in pages if not row["same"]] == ["ResNet-50-mill"]
+
+
+@pytest.mark.parametrize("convention", ["macs", "openmmlab", "timm-page"])
+def test_what_acts_in_training_alone_costs_nothing(convention):
+    plain = create_model("resnest14d")
+    regularised = create_model(
+        "resnest14d",
+        **{"dropout": 0.1, "drop_block": 0.1, "drop_path": 0.1},
+        norm_layer=SyncBatchNorm,
+        norm_options={"num_devices": 1},
+    )
+    counted = complexity(regularised, convention=convention)
+    assert counted == complexity(plain, convention=convention)
+
+
+@pytest.mark.parametrize("convention", ["macs", "openmmlab", "timm-page"])
+def test_net_that_trains_is_counted_as_before(convention):
+    net = create_model("cifar_resnet20_v1")
+    before = complexity(net, convention=convention)
+    recipe = Recipe(
+        model="cifar_resnet20_v1", protocol=Protocol(), source="this test", batch_size=4
+    )
+    TrainingStep(net, recipe, [mx.cpu()])
+    assert complexity(net, convention=convention) == before

@@ -4,6 +4,7 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import mxnet as mx
 import numpy as np
@@ -12,9 +13,18 @@ from draw import draw_tensor
 from safetensors.numpy import load_file
 from torch_files import write_torch
 
-from gluon_resnet import create_model, load_weights
+from gluon_resnet import (
+    bundled,
+    create_model,
+    inference_model,
+    init_model,
+    load_weights,
+    save_weights,
+)
 from gluon_resnet.convert import convert
 from gluon_resnet.errors import InputError
+from gluon_resnet.weights.card import read_card
+from gluon_resnet.weights.published import checkpoint
 
 MODEL = "cifar_resnet20_v1"
 
@@ -62,10 +72,55 @@ def test_what_does_not_fit_leaves_nothing(source, tmp_path):
     for options, message in (
         ({"model": "cifar_resnet56_v1"}, "does not fit cifar_resnet56_v1"),
         ({"model": MODEL, "num_classes": 7}, r"fc\.bias: \(10,\), \(7,\)"),
+        ({}, "has no card source.json and is no published file: name the network"),
     ):
         with pytest.raises(InputError, match=message):
             convert(source[0], tmp_path / "out" / "net.params", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("suffix", ["params", "safetensors"])
+def test_card_goes_along_under_the_new_name(suffix, tmp_path):
+    converted, _ = convert(bundled.weights(), tmp_path / "out" / f"mine.{suffix}")
+    beside = {entry.name for entry in converted.parent.iterdir()} - {converted.name}
+    assert beside == ({f"{converted.stem}.json"} if suffix == "params" else set())
+    card = read_card(converted)
+    published = checkpoint(bundled.NAME).card
+    assert card.parent == bundled.weights().name
+    for fact in ("model", "protocol", "classes", "data_set", "metrics", "licence"):
+        assert getattr(card, fact) == getattr(published, fact), fact
+    model = init_model(None, converted)
+    image = bundled.IMAGES / "0-t-shirt_top.png"
+    assert inference_model(model, image)["pred_class"] == "T-shirt/top"
+    # From one format to the other and back.
+    for other in ("safetensors", "params"):
+        converted, _ = convert(converted, tmp_path / f"again.{other}")
+        assert read_card(converted).classes == published.classes
+
+
+def test_card_of_a_published_file_is_its_row(tmp_path):
+    source = tmp_path / "cifar_resnet20_v1-121e1579.params"
+    save_weights(create_model(MODEL), source)
+    converted, _ = convert(source, tmp_path / "mine.safetensors")
+    row = checkpoint("cifar_resnet20_v1.gluoncv")
+    assert read_card(converted) == replace(row.card, parent=row.name)
+
+
+def test_tag_of_the_model_goes_into_the_card(source, tmp_path):
+    converted, _ = convert(source[0], tmp_path / "net.params", model=bundled.NAME)
+    assert read_card(converted).classes[0] == "T-shirt/top"
+    bare, _ = convert(source[0], tmp_path / "bare.params", model=MODEL)
+    assert read_card(bare) is None
+
+
+def test_classes_and_channels_are_those_of_the_file(tmp_path):
+    net = create_model(MODEL, num_classes=4, in_channels=2)
+    source = save_weights(net, tmp_path / "two.safetensors")
+    converted, report = convert(source, tmp_path / "net.params", model=MODEL)
+    arrays = mx.nd.load(str(converted))
+    assert arrays["stem.conv1.weight"].shape == (16, 2, 3, 3)
+    assert arrays["fc.weight"].shape == (4, 64)
+    assert report.loaded == len(arrays)
 
 
 def run(*arguments):

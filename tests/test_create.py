@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 from draw import draw_images, fill_gluon
 
-from gluon_resnet import create, create_model, save_weights
+from gluon_resnet import (
+    bundled,
+    create,
+    create_model,
+    inference_model,
+    init_model,
+    save_weights,
+)
 from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.weights.card import Card, write_card
+from gluon_resnet.weights.download import fetch
 
 MODELS = ["resnet18_v1b", "resnet18_v2", "resnest14d", "cifar_resnet20_v1"]
 
@@ -63,6 +71,98 @@ def test_file_whose_card_names_another_model_is_refused(tmp_path):
     write_card(path, Card("resnet50_v1c", Protocol()))
     with pytest.raises(InputError, match="of resnet50_v1c, not of resnet50_v1d"):
         create_model("resnet50_v1d", pretrained=path)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("model", ["resnet18_v1b", "resnet18_v2", "resnest14d"])
+def test_channels_are_those_of_the_file(model, channels, tmp_path, caplog):
+    net = create_model(model, in_channels=channels, num_classes=5)
+    fill_gluon(net)
+    path = save_weights(net, tmp_path / "mine.safetensors")
+    images = draw_images((2, channels, 32, 32))
+    expected = net(mx.nd.array(images)).asnumpy()
+    again = create_model(model, pretrained=path)
+    np.testing.assert_array_equal(again(mx.nd.array(images)).asnumpy(), expected)
+    # To three channels: the kernels are repeated or cut, scaled to the same sum.
+    three = create_model(model, pretrained=path, in_channels=3)
+    assert three(IMAGES).shape == (2, 5)
+
+    classifier = init_model(model, path)
+    found = classifier(images).asnumpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    assert caplog.messages[-1] == (
+        f"{path} takes images of {channels} channels, `preprocess` gives 3: prepare "
+        "them yourself"
+    )
+    with pytest.raises(InputError) as caught:
+        inference_model(classifier, np.zeros((40, 40, 3), np.uint8))
+    assert str(caught.value) == (
+        f"the images have 3 channels, {model} with these weights takes {channels}; "
+        "`preprocess` gives 3: prepare them yourself, as they were in training"
+    )
+
+
+def test_text_is_a_path_where_there_is_the_file_or_it_ends_so(
+    tmp_path, monkeypatch, published
+):
+    path = save_weights(published, tmp_path / "mine.params")
+    name = published.spec.name
+    ours = create_model(name, pretrained=str(path))
+    np.testing.assert_array_equal(ours(IMAGES).asnumpy(), published(IMAGES).asnumpy())
+    path.rename(tmp_path / "last")
+    monkeypatch.chdir(tmp_path)
+    ours = create_model(name, pretrained="last")
+    np.testing.assert_array_equal(ours(IMAGES).asnumpy(), published(IMAGES).asnumpy())
+    with pytest.raises(
+        InputError, match=r"^cannot read weights lost\.pth: No such file"
+    ):
+        create_model(name, pretrained="lost.pth")
+    with pytest.raises(InputError, match=rf"^unknown weights '{name}\.a9_in1k'"):
+        create_model(name, pretrained="a9_in1k")
+
+
+def test_bundled_checkpoint_is_published_weights(monkeypatch):
+    monkeypatch.setattr(create, "fetch", fetch)
+    net = create_model(bundled.NAME, pretrained=True)
+    path = create_model(bundled.MODEL, pretrained=bundled.weights())
+    tag = create_model(bundled.MODEL, pretrained="fashion_mnist")
+    expected = net(IMAGES).asnumpy()
+    for other in (path, tag, init_model(bundled.NAME).net):
+        np.testing.assert_array_equal(other(IMAGES).asnumpy(), expected)
+    assert create_model(bundled.NAME, pretrained=True, num_classes=3)(IMAGES).shape == (
+        2,
+        3,
+    )
+
+
+def test_name_of_weights_without_pretrained_is_told(caplog):
+    net = create_model("resnest14d.gluon_in1k")  # as timm's function, fresh
+    assert net.spec.name == "resnest14d"
+    assert caplog.messages == [
+        (
+            "create_model('resnest14d.gluon_in1k') gives fresh parameters; with "
+            "pretrained=True it loads these weights"
+        )
+    ]
+    caplog.clear()
+    create_model("resnest14d")
+    assert not caplog.messages
+
+
+def test_url_of_a_published_file_is_its_row(monkeypatch):
+    asked = []
+
+    def fetch(row, accept_licence):
+        asked.append(row.name)
+        raise InputError("stop")
+
+    monkeypatch.setattr(create, "fetch", fetch)
+    url = "https://download.pytorch.org/models/resnet50-0676ba61.pth"
+    with pytest.raises(InputError, match=r"^stop$"):
+        create_model("resnet50", pretrained=url)
+    with pytest.raises(InputError, match="0676ba61, not weights of resnet18: give"):
+        create_model("resnet18", pretrained=url)
+    assert asked == ["resnet50_v1b.tv_in1k_0676ba61"]
 
 
 def test_one_channel_answers_as_three_equal_ones(published):

@@ -11,11 +11,14 @@ import sys
 import threading
 import time
 import zipfile
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 
 import numpy as np
 import pytest
 from fault_server import FaultServer, chunked, file, reset, status, until
 
+from gluon_resnet import bundled
 from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.weights import download
@@ -127,6 +130,65 @@ def test_a_server_that_never_answers_is_given_up(server, monkeypatch):
     assert time.monotonic() - begin < 9  # the server would have been silent for longer
     assert "no answer within 0.3 s" in text
     assert len(server.requests) == download.ATTEMPTS
+
+
+def test_silent_sources_cost_one_patience_in_all(server, monkeypatch, cache):
+    monkeypatch.setattr(download, "SILENCE", 1.2)
+    event = threading.Event()
+    for path in ("/a", "/b", "/c"):
+        server.answers[path] = [until(event)]
+    urls = [f"{server.url}/{name}" for name in "abc"]
+    begin = time.monotonic()
+    text = reason(row(*urls))
+    seconds = time.monotonic() - begin
+    event.set()
+    assert 1.1 < seconds < 3
+    for url in urls:
+        assert f"{url}: no answer within 0.4 s" in text
+    assert names(cache) == ["a.b.pth.lock"]  # no empty .part
+
+
+def test_source_that_answers_has_all_its_time(server, monkeypatch):
+    monkeypatch.setattr(download, "SILENCE", 0.5)
+
+    def slow(handler):
+        time.sleep(1)
+        file(BODY)(handler)
+
+    breaks = file(BODY, stop=150_000)
+    assert fetch(at(server, breaks, slow)).read_bytes() == BODY
+
+
+def test_silent_source_leaves_the_rest_to_the_next(server, monkeypatch):
+    monkeypatch.setattr(download, "SILENCE", 0.6)
+    event = threading.Event()
+    server.answers["/silent"] = [until(event)]
+    server.answers["/f"] = [file(BODY)]
+    path = fetch(row(f"{server.url}/silent", f"{server.url}/f"))
+    event.set()
+    assert path.read_bytes() == BODY
+
+
+def test_name_that_takes_long_to_look_up_is_given_up(monkeypatch, cache):
+    monkeypatch.setattr(download, "SILENCE", 0.3)
+    ended = threading.Event()
+
+    def getaddrinfo(*_):
+        ended.wait(10)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    begin = time.monotonic()
+    text = reason(row("http://host.invalid/f"))
+    ended.set()
+    assert time.monotonic() - begin < 3
+    assert "http://host.invalid/f: no answer within 0.3 s; set GLUON_RESNET" in text
+    assert names(cache) == ["a.b.pth.lock"]
+
+
+def test_break_before_the_first_byte_leaves_no_part(server, cache):
+    reason(at(server, file(BODY, stop=0), status(404)))
+    assert names(cache) == ["a.b.pth.lock"]
 
 
 def test_a_body_without_length_that_breaks_off_is_continued(server):
@@ -257,6 +319,24 @@ def test_retry_after_is_obeyed(server, monkeypatch):
     assert pauses == [7.0]
 
 
+@pytest.mark.parametrize("text", ["²", "-7", "1e9", "soon", "", "9" * 400])
+def test_retry_after_that_is_no_number_is_left_alone(server, text, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr(download, "LONGEST_WAIT", 1e12)
+    # http.server writes headers as Latin-1, which is what clients read them as.
+    fetch(at(server, status(503, Retry_After=text), file(BODY)))
+    assert pauses == [0.001]
+
+
+def test_retry_after_may_be_a_date(server, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=30), True)
+    fetch(at(server, status(503, Retry_After=date), file(BODY)))
+    assert 25 < pauses[0] <= 30
+
+
 def test_a_server_that_asks_for_an_hour_is_given_up(server):
     text = reason(at(server, status(429, Retry_After="3600")))
     assert "HTTP 429 Too Many Requests; it asks to wait 3600 s" in text
@@ -370,7 +450,7 @@ def test_params_that_come_without_a_zip_are_taken(server):
 )
 def test_a_bad_zip_is_refused(server, cache, monkeypatch, body, told):
     size_limit = 4999 if told.endswith("5000 bytes") else 2 * len(BODY)
-    monkeypatch.setattr(download, "_LARGEST_UNPACKED", size_limit)
+    monkeypatch.setattr(download, "LARGEST_UNPACKED", size_limit)
     assert told in reason(at(server, file(body), format="params", sha1=SHA1))
     assert names(cache) == ["a.b.params.lock"]
 
@@ -421,12 +501,13 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
     assert first == f"downloading a.b from {server.url}/f"
     assert second.endswith("; next attempt in 0.001 s")
     for has_ranges in (True, False):
-        terminal = io.StringIO()
+        terminal = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
         terminal.isatty = lambda: True
         monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
         fetch(at(server, breaks, file(BODY, ranges=has_ranges))).unlink()
-        assert "100%" in terminal.getvalue()
-        assert "400k/400k" in terminal.getvalue()
+        shown = terminal.buffer.getvalue()
+        assert b"downloading: 0:00:00, 0.00B/400kB" in shown
 
 
 def start(server):
@@ -517,6 +598,23 @@ def test_a_file_of_the_hub_is_verified_with_the_hubs_checksum(hub, cache):
     hub.requests.clear()
     fetch(hub_row())
     assert not hub.requests
+
+
+def test_silent_hub_is_given_up_and_so_is_the_host_it_leads_to(hub, monkeypatch):
+    monkeypatch.setattr(download, "SILENCE", 0.5)
+    monkeypatch.setattr(download, "SILENCE_OF_NEXT_HOST", 0.3)
+    event = threading.Event()
+    hub.answers["/cdn"] = [until(event)]
+    assert "model.safetensors: no answer within 0.5 s" in reason(hub_row())
+    hub.answers["/timm/a.b/resolve/main/model.safetensors"] = [until(event)]
+    assert "model.safetensors: no answer within 0.5 s" in reason(hub_row())
+    event.set()
+
+
+def test_checkpoint_that_comes_with_the_package_is_taken_from_it(monkeypatch, cache):
+    monkeypatch.setenv("GLUON_RESNET_OFFLINE", "1")
+    assert fetch(row(bundled="b.params")) == bundled.FOLDER / "b.params"
+    assert not cache.exists()
 
 
 def test_wrong_bytes_from_the_hub_are_refused(hub, cache):

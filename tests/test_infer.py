@@ -2,19 +2,33 @@
 """Classifying images: the function, the two calls of OpenMMLab, the command."""
 
 import json
+import os
+import re
 import shutil
-import subprocess
 import sys
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
+from io import BytesIO
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from gluon_resnet import bundled, inference_model, init_model, postprocess, preprocess
+from gluon_resnet import (
+    bundled,
+    inference_model,
+    init_model,
+    postprocess,
+    preprocess,
+    read_image,
+)
+from gluon_resnet import infer as command
+from gluon_resnet.cam import overlay_path
 from gluon_resnet.errors import InputError
 from gluon_resnet.infer import infer
+from gluon_resnet.weights import DEFAULT_WEIGHTS
 
 SAMPLES = sorted(bundled.IMAGES.glob("*.png"))
 LABELS = [int(path.name.partition("-")[0]) for path in SAMPLES]
@@ -36,14 +50,16 @@ def folder(tmp_path):
     return tmp_path / "b"
 
 
-def run(*arguments, **environment):
-    """Run the command as a user without a network would."""
-    return subprocess.run(
-        [sys.executable, "-m", "gluon_resnet.infer", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": ".", "GLUON_RESNET_OFFLINE": "1", **environment},
-    )
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    """A user without a network, and with nothing in the cache."""
+    monkeypatch.setenv("GLUON_RESNET_OFFLINE", "1")
+    monkeypatch.setenv("GLUON_RESNET_CACHE", str(tmp_path / "cache"))
+
+
+def run(*arguments):
+    """What the command returns."""
+    return command.main(command.parser().parse_args([*map(str, arguments)]))
 
 
 def test_nine_of_ten_samples_are_right(model):
@@ -105,10 +121,56 @@ def test_features_are_the_pooled_vectors(model, tmp_path, folder):
 
 
 def test_cams_are_pictures_of_the_input_size(model, tmp_path):
-    list(infer(model, SAMPLES[:2], cam=tmp_path))
-    pictures = sorted(tmp_path.iterdir())
-    assert len(pictures) == 2
+    answers = list(infer(model, SAMPLES[:2], cam=tmp_path))
+    pictures = sorted(tmp_path.glob("*"))
+    assert sorted(answer["cam"] for answer in answers) == [*map(str, pictures)]
     assert all(cv2.imread(str(path)).shape == (28, 28, 3) for path in pictures)
+
+
+def test_every_image_has_a_picture_of_its_own(model, tmp_path, monkeypatch):
+    long = tmp_path.joinpath(*["a" * 60] * 5)
+    names = ["a/b_c.png", "a_b/c.png", "b/c.png", "b_c.png", ".c.png", "c.PNG"]
+    names += [f"{'ä' * 110}.png", f"{long}/c.png", "../photos/c.png"]
+    work = tmp_path / "work"
+    for name in names:
+        path = Path(os.path.normpath(work / name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(SAMPLES[0], path)
+    monkeypatch.chdir(work)
+    answers = list(infer(model, names, cam="heat"))
+    assert not [answer["error"] for answer in answers if "error" in answer]
+    pictures = {Path(answer["cam"]) for answer in answers}
+    assert len(pictures) == len(names)
+    assert pictures == set((work / "heat").relative_to(work).iterdir())
+    assert not [path for path in pictures if path.name.startswith(".")]
+    # The same picture for the same image, however it is named.
+    (again,) = infer(model, str(work / "b_c.png"), cam="heat")
+    assert Path(again["cam"]) in pictures
+
+
+def test_picture_that_cannot_be_written_is_one_error(model, tmp_path):
+    blocked = overlay_path(tmp_path, str(SAMPLES[0]))
+    blocked.mkdir()
+    first, second = infer(model, SAMPLES[:2], cam=tmp_path)
+    assert first["error"].startswith(f"cannot write {blocked}: Is a directory; choose")
+    assert first["predictions"]
+    assert "error" not in second and Path(second["cam"]).exists()
+
+
+def test_full_disk_ends_the_run_and_keeps_what_was_there(model, tmp_path, monkeypatch):
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    path = overlay_path(tmp_path, str(SAMPLES[0]))
+    path.touch()
+    with pytest.raises(InputError) as error:
+        list(infer(model, SAMPLES, cam=tmp_path))
+    assert str(error.value) == (
+        f"cannot write {path}: No space left on device; make room, the file that was "
+        "there is kept"
+    )
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_bf16_answers_the_same_classes():
@@ -123,16 +185,81 @@ def test_bf16_answers_the_same_classes():
 def test_features_and_cam_need_fp32(tmp_path):
     half = init_model(bundled.NAME, precision="bf16")
     with pytest.raises(InputError) as error:
-        list(infer(half, SAMPLES, features=tmp_path / "features.npz"))
+        infer(half, SAMPLES, features=tmp_path / "features.npz")
     assert str(error.value) == (
         "features and cam need precision fp32; the model is bf16"
     )
 
 
 @pytest.mark.parametrize("option", [{"k": 0}, {"batch_size": 0}])
-def test_option_below_1_is_named(model, option):
+def test_option_below_1_is_named_when_called(model, option):
     with pytest.raises(InputError, match=r"is 0; it must be at least 1$"):
-        list(infer(model, SAMPLES, **option))
+        infer(model, SAMPLES, **option)
+
+
+@pytest.mark.parametrize("option", ["features", "cam"])
+def test_output_that_cannot_be_written_is_named_when_called(model, tmp_path, option):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(InputError, match=r"^cannot write .*: (File exists|Not a dir)"):
+        infer(model, SAMPLES, **{option: file / "x"})
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def images_of(model, images):
+    """The names that the answers have."""
+    return [answer["image"] for answer in infer(model, images, batch_size=4)]
+
+
+def test_images_are_what_python_users_have(model):
+    first, second = SAMPLES[:2]
+    arrays = [read_image(first), read_image(second)]
+    for one in (first, str(first)):
+        assert images_of(model, one) == [str(first)]
+    content = first.read_bytes()
+    for one in (arrays[0], content, BytesIO(content), Image.fromarray(arrays[0])):
+        assert images_of(model, one) == ["image 0"]
+    assert images_of(model, [arrays[0], str(second)]) == ["image 0", str(second)]
+    (together,) = {tuple(images_of(model, many)) for many in (arrays, np.stack(arrays))}
+    assert together == ("image 0", "image 1")
+    assert images_of(model, []) == []
+
+
+def test_array_answers_as_its_file_does(model):
+    (of_file,), (of_array,) = (
+        list(infer(model, image)) for image in (SAMPLES[0], read_image(SAMPLES[0]))
+    )
+    assert of_file["predictions"] == of_array["predictions"]
+
+
+def test_next_images_are_read_while_the_network_works(model, monkeypatch):
+    read, seen = [], []
+
+    def preprocess_and_tell(image, **fields):
+        read.append(image)
+        return preprocess(image, **fields)
+
+    def slow(images):
+        deadline = time.monotonic() + 5
+        while len(read) < 2 * len(images) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        seen.append(len(read))
+        return model.forward(images)
+
+    monkeypatch.setattr(
+        sys.modules["gluon_resnet.preprocess"], "preprocess", preprocess_and_tell
+    )
+    slow_model = replace(model)
+    vars(slow_model)["forward"] = slow
+    list(infer(slow_model, SAMPLES[:4], batch_size=2))
+    assert seen[0] == 4
+
+
+def test_model_tells_what_it_is_in_one_cell(model):
+    assert repr(model) == (
+        f"<Classifier {bundled.NAME}: 10 classes (T-shirt/top, Trouser, ...), images "
+        "of 28 pixels, fp32 on cpu(0)>"
+    )
 
 
 def test_inference_model_returns_what_openmmlabs_does(model):
@@ -149,6 +276,12 @@ def test_own_weights_decide_the_number_of_classes(model):
     assert own.net.fc.weight.shape == (10, 64)
 
 
+def test_command_needs_no_model_where_the_weights_tell_it(capsys):
+    assert run(SAMPLES[0], "--weights", bundled.weights(), "--topk", 1) == 0
+    out, error = capsys.readouterr()
+    assert (out.split()[-1], error) == ("T-shirt/top", "")
+
+
 def test_weights_of_another_net_are_refused_with_the_keys(tmp_path):
     weights = shutil.copy(bundled.weights(), tmp_path / "no_card.params")
     message = r"does not fit cifar_resnet56_v1, .* missing: .*stage1\.3\.body\.conv1"
@@ -156,52 +289,85 @@ def test_weights_of_another_net_are_refused_with_the_keys(tmp_path):
         init_model("cifar_resnet56_v1", weights)
 
 
-def test_command_answers_every_image_as_json_and_fails_at_the_end(folder):
-    result = run(folder, "--model", bundled.NAME, "--json", "--topk", 2)
-    answers = [json.loads(line) for line in result.stdout.splitlines()]
-    assert (result.returncode, result.stderr) == (1, "")
+def test_command_answers_every_image_as_json_and_fails_at_the_end(folder, capsys):
+    code = run(folder, "--model", bundled.NAME, "--json", "--topk", 2)
+    out, error = capsys.readouterr()
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert code == 1
+    assert re.fullmatch(r"3 images, 1 failed, [\d.e+]+ a second\n", error)
     assert [len(answer.get("predictions", [])) for answer in answers] == [0, 2, 2]
 
 
-def test_command_prints_classes_for_a_person():
-    result = run(SAMPLES[0], "--model", bundled.NAME)
-    assert (result.returncode, result.stderr) == (0, "")
-    image, *classes = result.stdout.splitlines()
+def test_command_prints_classes_for_a_person(capsys):
+    assert run(SAMPLES[0], "--model", bundled.NAME) == 0
+    out, error = capsys.readouterr()
+    image, *classes = out.splitlines()
     assert image.startswith(f"{SAMPLES[0]}  ({bundled.NAME}, ")
-    assert len(classes) == 5
+    assert (len(classes), error) == (5, "")
 
 
-def test_default_model_that_cannot_be_had_is_replaced_and_said(tmp_path):
-    result = run(SAMPLES[0], "--json", GLUON_RESNET_CACHE=str(tmp_path))
-    (answer,) = map(json.loads, result.stdout.splitlines())
-    assert result.returncode == 0
-    assert answer["model"] == bundled.NAME
-    reason, replacement = result.stderr.splitlines()
+def test_command_prints_any_file_name_on_one_line(tmp_path, capsys):
+    name = os.fsdecode(b"caf\xe9\n\x1b[2J.png")
+    shutil.copy(SAMPLES[0], tmp_path / name)
+    assert run(tmp_path / name, "--model", bundled.NAME, "--topk", 1) == 0
+    image, _ = capsys.readouterr().out.splitlines()
+    assert image.startswith(rf"{tmp_path}/caf\udce9\n\x1b[2J.png  ({bundled.NAME}, ")
+
+
+def test_weights_that_tell_their_network_need_no_model(capsys):
+    assert run(SAMPLES[0], "--weights", bundled.weights(), "--topk", 1) == 0
+    image, answer = capsys.readouterr().out.splitlines()
+    assert image.startswith(f"{SAMPLES[0]}  ({bundled.MODEL}, ")
+    assert answer.endswith("  T-shirt/top")
+
+
+def test_help_names_the_default_model():
+    assert DEFAULT_WEIGHTS in command.parser().format_help()
+
+
+def test_default_model_that_cannot_be_had_is_replaced_and_said(capsys, caplog):
+    assert run(SAMPLES[0], "--json") == 1
+    out, error = capsys.readouterr()
+    assert json.loads(out)["model"] == bundled.NAME
+    reason, replacement = caplog.messages
     assert "GLUON_RESNET_OFFLINE" in reason
     assert "T-shirt" in replacement
+    assert error == (
+        f"warning: {DEFAULT_WEIGHTS} could not be had; {bundled.NAME} has answered\n"
+    )
 
 
-def test_model_asked_for_by_name_is_never_replaced(tmp_path):
-    name = "resnet50_v1b"
-    result = run(SAMPLES[0], "--model", name, GLUON_RESNET_CACHE=str(tmp_path))
-    assert (result.returncode, result.stdout) == (1, "")
-    assert len(result.stderr.splitlines()) == 1
+def test_model_asked_for_by_name_is_never_replaced():
+    with pytest.raises(InputError, match="GLUON_RESNET_OFFLINE forbids"):
+        run(SAMPLES[0], "--model", "resnet50_v1b")
 
 
 @pytest.mark.parametrize(
-    "arguments, code, message",
+    "arguments, message",
     [
-        (["x.png", "--model", "resnet5"], 1, "unknown model 'resnet5'; nearest: "),
-        (["x.png", "--weights", "w"], 1, "--weights w without --model; name the"),
-        (["x.png", "--ctx", "tpu"], 2, "'tpu' is no device; use cpu, gpu(0)"),
-        (["x.png", "--precision", "fp8"], 2, "invalid choice: 'fp8' (choose from"),
-        (["x.png", "--model", bundled.NAME, "--precision", "int8"], 1, "int8 needs a"),
-        (["x.png", "--model", bundled.NAME, "--batch-size", 10**8], 1, "GB are free"),
-        ([], 2, "the following arguments are required: IMAGE; see"),
+        (["x.png", "--model", "resnet5"], "unknown model 'resnet5'; nearest: "),
+        (["x.png", "--weights", "w"], "cannot read weights w: No such file"),
+        (["x.png", "--model", bundled.NAME, "--precision", "int8"], "int8 needs a"),
+        (["x.png", "--model", bundled.NAME, "--batch-size", 10**8], "GB are free"),
+        (["x.png", "--model", bundled.NAME, "--ctx", "gpu(99)"], "is not there: MXNet"),
     ],
 )
-def test_users_mistake_is_one_line(arguments, code, message):
-    result = run(*arguments)
-    assert result.returncode == code
-    (line,) = result.stderr.splitlines()
+def test_users_mistake_is_told(arguments, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        run(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["x.png", "--ctx", "tpu"], "--ctx/--device: 'tpu' is no device; use cpu, gpu"),
+        (["x.png", "--precision", "fp8"], "invalid choice: 'fp8' (choose from"),
+        ([], "the following arguments are required: IMAGE; see"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
     assert message in line

@@ -190,10 +190,15 @@ def without_onednn(monkeypatch):
     monkeypatch.setattr(onednn, "is_available", lambda: False)
 
 
-def test_without_onednn_the_form_is_the_net(model, without_onednn, caplog):
+def test_without_onednn_mxnets_operators_run(model, without_onednn, caplog):
     caplog.set_level(logging.INFO, "gluon_resnet")
-    assert inference_form(model.net) is model.net
-    assert caplog.messages == ["fp32 on cpu(0): MXNet's operators, nothing fused"]
+    form = inference_form(model.net)
+    assert caplog.messages == [
+        "fp32 by MXNet's own operators: no kernels of oneDNN for cpu(0)"
+    ]
+    images = mx.nd.array(draw_images((2, 3, 28, 28)))
+    expected = model.net(images).asnumpy()
+    assert difference(form(images).asnumpy(), expected) < FP32_TOLERANCE
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])

@@ -5,6 +5,7 @@ import copy
 import json
 import random
 import zipfile
+from dataclasses import asdict
 
 import mxnet as mx
 import numpy as np
@@ -13,7 +14,7 @@ from draw import draw_images
 
 from gluon_resnet import bundled, init_model
 from gluon_resnet.errors import InputError
-from gluon_resnet.inference import int8, plan
+from gluon_resnet.inference import plan
 from gluon_resnet.inference.int8 import load_int8
 from gluon_resnet.inference.packing import SCALE, aligned
 from gluon_resnet.quantize import quantize
@@ -25,7 +26,8 @@ class Archive:
     """The content of an int8 file, to change and to write."""
 
     def __init__(self, model):
-        self.card = json.loads(json.dumps(int8.asdict(model.card)))
+        fields = asdict(model.card) | {"calibration": asdict(model.calibration)}
+        self.card = json.loads(json.dumps(fields))
         self.graph = json.loads(model.symbol.tojson())
         self.arrays = dict(model.arrays)
 
@@ -153,14 +155,14 @@ def name_of(archive, suffix):
 @pytest.mark.parametrize(
     "suffix, change, reason",
     [
-        ("conv3_bias", lambda a: a[:-1], "its graph is not that of cifar_resnet20"),
-        ("conv3_weight", lambda a: a[:-1], "a scale of its weights is out of range"),
-        ("conv3_weight", lambda a: a.astype("f4"), "its arrays are not those of its g"),
-        ("conv3_weight", lambda a: a.astype("i4"), "its arrays are not those of its g"),
-        ("conv3_bias", lambda a: a.astype("i4"), "its arrays are neither float32 nor"),
-        ("conv3_bias", lambda a: a * np.nan, "a number of its arrays is out of range"),
-        (f"conv3_weight{SCALE}", lambda a: a * 0, "a scale of its weights is out of"),
-        (f"conv3_weight{SCALE}", lambda a: a[1:], "a scale of its weights is out of"),
+        ("conv2.bias", lambda a: a[:-1], "its graph is not that of cifar_resnet20"),
+        ("conv2.weight", lambda a: a[:-1], "a scale of its weights is out of range"),
+        ("conv2.weight", lambda a: a.astype("f4"), "its arrays are not those of its g"),
+        ("conv2.weight", lambda a: a.astype("i4"), "its arrays are not those of its g"),
+        ("conv2.bias", lambda a: a.astype("i4"), "its arrays are neither float32 nor"),
+        ("conv2.bias", lambda a: a * np.nan, "a number of its arrays is out of range"),
+        (f"conv2.weight{SCALE}", lambda a: a * 0, "a scale of its weights is out of"),
+        (f"conv2.weight{SCALE}", lambda a: a[1:], "a scale of its weights is out of"),
     ],
 )
 def test_other_arrays_are_refused(whole, tmp_path, suffix, change, reason):
@@ -172,7 +174,7 @@ def test_other_arrays_are_refused(whole, tmp_path, suffix, change, reason):
 
 def test_classes_without_logits_are_refused(whole, tmp_path):
     archive = whole.changed()
-    archive.card["class_names"].append("one more")
+    archive.card["classes"].append("one more")
     assert refused(archive, tmp_path) == (
         "its graph is not that of cifar_resnet20_v1 with 11 classes"
     )

@@ -1,4 +1,6 @@
 import argparse
+import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -6,20 +8,28 @@ from collections import Counter
 
 import pytest
 
-from gluon_resnet import list_models
+from gluon_resnet import bundled, list_models
 from gluon_resnet.errors import InputError
 from gluon_resnet.models.catalog import CATALOG
 from gluon_resnet.models.names import ALIASES
 from gluon_resnet.models.resnet import resnet
 from gluon_resnet.models.spec_pages import SPEC_PAGES
 from gluon_resnet.postprocess import load_class_names
-from gluon_resnet.weights import layouts
-from gluon_resnet.weights.__main__ import main
+from gluon_resnet.weights import layouts, published
+from gluon_resnet.weights.__main__ import main, parser
+from gluon_resnet.weights.card import (
+    card_from_text,
+    card_to_text,
+    digest_of,
+    read_card,
+)
+from gluon_resnet.weights.download import fetch
 from gluon_resnet.weights.published import (
     DEFAULT_WEIGHTS,
     checkpoint,
     list_weights,
     published_file,
+    row_of_file,
 )
 
 ROWS = [checkpoint(name) for name in list_weights()]
@@ -37,10 +47,13 @@ COUNTS = {
     "onnx_zoo": 32,
     "gluoncv": 39,
     "mxnet": 2,
+    "this project": 1,
 }
 
 
 def _project(row):
+    if row.bundled:
+        return "this project"
     if row.hub:
         return "timm hub"
     zoo = re.match("authors|openmmlab|onnx_zoo|gluoncv|mxnet", row.tag)
@@ -48,9 +61,7 @@ def _project(row):
 
 
 def _arguments(**given):
-    options = {"pattern": "*", "fetch": None, "verify_layouts": False}
-    options.update({"accept_licence": False, "json": False, **given})
-    return argparse.Namespace(**options)
+    return argparse.Namespace(**{**vars(parser().parse_args([])), **given})
 
 
 def test_table_has_every_file_once():
@@ -93,13 +104,13 @@ def test_every_row_of_the_onnx_page_is_there_in_each_generation(version, depth):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_row_is_sound(row):
     assert row.name == row.name.lower()
-    assert row.hub or row.urls
+    assert row.hub or row.urls or row.bundled
     assert row.format in ("params", "safetensors", "onnx", "pth")
     assert getattr(layouts, row.layout)(CATALOG[row.model], []) is not None
     assert re.fullmatch(r"([0-9a-f]{8}|[0-9a-f]{64})?", row.sha256)
     assert re.fullmatch(r"([0-9a-f]{8}|[0-9a-f]{40})?", row.sha1)
     assert not (row.top1 and row.top5) or row.top1 < row.top5 < 100
-    assert row.source.startswith("https://")
+    assert row.source.startswith("https://") != bool(row.bundled)
     for url in row.urls:
         assert re.fullmatch(r"https://[\w./-]+", url)
         if not url.endswith(".onnx"):  # torch.hub's rule and GluonCV's
@@ -124,7 +135,7 @@ def test_file_size_fits_the_network(row):
     net = resnet(CATALOG[row.model], num_classes=row.num_classes)
     shapes = [parameter.shape for parameter in net.collect_params().values()]
     beside = row.size - 4 * sum(map(math.prod, shapes))
-    low, high = OVERHEAD
+    low, high = (60, 80) if row.bundled else OVERHEAD  # our own names are short
     assert low < beside / len(shapes) < high
 
 
@@ -176,6 +187,7 @@ def test_each_project_has_its_own_pixels():
         ("gluoncv", "cv2"),
         ("gluoncv", "pil"),  # ResNeSt-200 and -269
         ("mxnet", "cv2"),
+        ("this project", "cv2"),
     }
 
 
@@ -194,6 +206,7 @@ def test_every_model_has_a_default_that_all_may_use(model):
         ("resnet50-v2-7", "resnet50_v2.onnx_zoo"),  # not GluonCV's, whose host is gone
         ("resnest50", "resnest50d.in1k"),
         ("cifar_resnet50", "cifar_resnet50.openmmlab_8xb16_cifar10"),
+        # Not the bundled one, though its file is there: another data set.
         ("cifar_resnet20_v1", "cifar_resnet20_v1.gluoncv"),
     ],
 )
@@ -398,19 +411,28 @@ def test_unknown_names_give_the_nearest():
 def test_listing_shows_licence_and_default(capsys):
     assert main(_arguments(pattern="resnet18")) is None
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "* what the model's name alone stands for"
+    assert "* what the model's name alone stands for" in lines
     assert [line.split()[0] for line in lines if " * " in line] == [
         "resnet18_v1b.a1_in1k"
     ]
     (restricted,) = (line for line in lines if "fb_swsl_ig1b_ft_in1k " in line)
-    assert restricted.split()[1:3] == ["safetensors", "CC-BY-NC-4.0"]
+    assert restricted.split()[1] == "CC-BY-NC-4.0"
+
+
+def test_name_of_one_row_shows_the_row_whole(capsys):
+    main(_arguments(pattern="ResNetV1D-50"))
+    shown = capsys.readouterr().out
+    row = checkpoint("ResNetV1D-50")
+    for value in (row.name, row.licence, row.log, row.checksum, row.data_set):
+        assert value in shown
+    assert "interpolation bilinear" in shown
 
 
 def test_json_listing_is_one_complete_object_a_line(capsys):
     main(_arguments(json=True))
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["name"] for row in rows] == list_weights()
-    assert rows[0]["protocol"]["crop_pct"] == 0.95
+    assert rows[0]["protocol"]["crop_pct"] == 1
 
 
 def test_listing_nothing_is_a_mistake():
@@ -431,3 +453,60 @@ def test_fetch_prints_where_the_files_are(capsys, monkeypatch, tmp_path):
     cached.write_bytes(b"the hub alone knows this file's checksum")
     main(_arguments(fetch=[DEFAULT_WEIGHTS]))
     assert capsys.readouterr().out == f"{cached}\n"
+
+
+def test_bundled_checkpoint_is_a_row_with_a_file():
+    row = checkpoint(bundled.NAME)
+    assert list_weights("*fashion*") == [bundled.NAME]
+    assert fetch(row) == bundled.weights()
+    assert row.size == bundled.weights().stat().st_size
+    assert row.sha256 == digest_of(bundled.weights())
+
+
+def test_bundled_checkpoints_card_says_what_its_row_does():
+    card = read_card(bundled.weights())
+    assert card == checkpoint(bundled.NAME).card
+    assert card.classes == load_class_names("fashion_mnist")
+
+
+def test_row_has_a_card():
+    for row in ROWS:
+        card = card_from_text(card_to_text(row.card), row.name)
+        assert card == row.card
+        assert len(card.classes) == row.num_classes
+        assert (card.model, card.protocol) == (row.model, row.protocol)
+        assert (card.metrics.get("top1"), card.licence) == (row.top1, row.licence)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_row_is_found_by_its_file(row, tmp_path):
+    for file in row.files:
+        found, by = row_of_file(tmp_path / file)
+        # Where two ages of a file have the same name, the name is the newest's.
+        assert (found.model, found.protocol) == (row.model, row.protocol)
+        assert by == "its name"
+
+
+def test_file_is_known_by_its_checksum_and_no_other_is(tmp_path, monkeypatch):
+    (tmp_path / "any.params").write_bytes(b"published")
+    assert row_of_file(tmp_path / "any.params") is None
+    sha1 = hashlib.sha1(b"published").hexdigest()
+    row = dataclasses.replace(checkpoint("resnet50_v1.gluoncv"), sha1=sha1)
+    monkeypatch.setattr(published, "_by_digits", lambda: {sha1[:8]: row})
+    assert row_of_file(tmp_path / "any.params") == (row, "its sha1")
+    other = dataclasses.replace(row, sha1=sha1[:8] + "0" * 32)
+    monkeypatch.setattr(published, "_by_digits", lambda: {sha1[:8]: other})
+    assert row_of_file(tmp_path / "any.params") is None
+
+
+def test_layouts_are_verified_in_a_clone_alone(monkeypatch, tmp_path, capsys):
+    assert main(_arguments(pattern=bundled.NAME, verify_layouts=True)) == 0
+    assert capsys.readouterr().out.startswith(f"{bundled.NAME}: proven: logits within")
+    elsewhere = tmp_path / "gluon_resnet" / "weights" / "__main__.py"
+    monkeypatch.setattr("gluon_resnet.weights.__main__.__file__", str(elsewhere))
+    with pytest.raises(InputError) as caught:
+        main(_arguments(verify_layouts=True))
+    assert str(caught.value) == (
+        f"there is no {tmp_path}/tests/verify_layouts.py: layouts are verified in a "
+        "clone of the repository"
+    )

@@ -23,6 +23,7 @@ from gluon_resnet.inference.rewrites import inference_graph
 from gluon_resnet.precision import needs_quantizing
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.quantize import quantize
+from gluon_resnet.weights.card import Card
 
 # Rounding of float32 through tens of layers; a wrong rewrite differs by whole units.
 TOLERANCE = 2e-6
@@ -64,8 +65,8 @@ def drawn(name, size, num_classes=10):
     """A model with drawn weights."""
     net = create_model(name, num_classes=num_classes)
     fill_gluon(net)
-    protocol = Protocol(size=size, crop_pct=1)
-    return Classifier(name, net, protocol, ("class",) * num_classes, mx.cpu())
+    card = Card(name, Protocol(size=size, crop_pct=1))
+    return Classifier(name, net, card, ("class",) * num_classes, mx.cpu())
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_v1_runs_in_int8_from_the_first_convolution_to_the_classifier(quantized)
     assert count["_contrib_quantize_v2"] == 1
     assert count["_contrib_dequantize"] == 0
     assert not fp32_arrays(quantized.symbol)
-    assert quantized.card.excluded == {}
+    assert quantized.calibration.excluded == {}
 
 
 def test_v2_leaves_int8_at_no_norm_but_the_images():
@@ -144,7 +145,7 @@ def test_v2_leaves_int8_at_no_norm_but_the_images():
     count = operators(quantized.symbol)
     assert (count["_contrib_quantize_v2"], count["_contrib_dequantize"]) == (1, 0)
     assert count["BatchNorm"] == 1
-    assert list(quantized.card.excluded) == ["stem.bn0"]
+    assert list(quantized.calibration.excluded) == ["stem.bn0"]
 
 
 def test_resnest_leaves_int8_for_the_attention_alone():
@@ -154,7 +155,7 @@ def test_resnest_leaves_int8_for_the_attention_alone():
     assert count["_contrib_quantize_v2"] == 1 + 4
     assert count["_contrib_dequantize"] == 2 * 4
     assert "_contrib_quantized_elemwise_add" not in count
-    assert list(quantized.card.excluded) == [
+    assert list(quantized.calibration.excluded) == [
         f"stage{stage}.0.body.conv2.fc{fc}" for stage in (1, 2, 3, 4) for fc in (1, 2)
     ]
     assert len(fp32_arrays(quantized.symbol)) == 3 * 8  # input, weight and bias of each
@@ -200,16 +201,12 @@ def test_excluded_layers_stay_fp32_and_are_told(model):
     quantized = quantize(
         model, bundled.TRAIN_REC, images=8, exclude=["stem.conv1", "stage3.*"]
     )
-    excluded = quantized.card.excluded
+    excluded = quantized.calibration.excluded
     assert set(excluded.values()) == {"excluded by the user"}
     assert {"stem.conv1", "stage3.0.body.conv1", "stage3.2.body.conv2"} < set(excluded)
     fp32 = {name for name in fp32_arrays(quantized.symbol) if name.endswith("weight")}
-    parameters = model.net._collect_params_with_prefix()
-    assert fp32 == {
-        parameters[f"{layer}.weight"].name
-        for layer in excluded
-        if f"{layer}.weight" in parameters
-    }
+    weights = {f"{layer}.weight" for layer in excluded}
+    assert fp32 == weights & model.net._collect_params_with_prefix().keys()
 
 
 def test_file_answers_bit_for_bit_as_before_at_any_batch_size(
@@ -221,6 +218,7 @@ def test_file_answers_bit_for_bit_as_before_at_any_batch_size(
     assert is_int8(path)
     loaded = load_int8(path)
     assert loaded.card == quantized.card
+    assert loaded.calibration == quantized.calibration
     assert loaded.spec.name == bundled.MODEL
     net = loaded.form()
     for count in (1, 7, 100, 3):
@@ -275,7 +273,7 @@ def test_file_without_one_of_its_arrays_is_refused(quantized, tmp_path):
         path = save_int8(tmp_path / "net.int8", replace(quantized, arrays=arrays))
         with pytest.raises(InputError, match="is no int8 model or a damaged one"):
             load_int8(path)
-        if name.endswith("conv1_bias"):
+        if name == "stage1.0.body.conv1.bias":
             break
 
 
@@ -302,19 +300,28 @@ def test_options_out_of_range_are_refused(model, options, message):
     assert str(error.value) == message
 
 
+def test_model_that_is_int8_already_is_refused(quantized):
+    card = quantized.card
+    model = Classifier(card.model, quantized, card, card.classes, mx.cpu(), "int8")
+    with pytest.raises(InputError) as error:
+        quantize(model, bundled.TRAIN_REC)
+    assert str(error.value) == (
+        "the weights of cifar_resnet20_v1 are int8 already; give those that they were "
+        "made from"
+    )
+
+
 def test_record_file_without_images_is_refused(model, tmp_path):
     (tmp_path / "empty.rec").touch()
     (tmp_path / "empty.idx").touch()
     with pytest.raises(InputError) as error:
         quantize(model, tmp_path / "empty.rec")
-    assert str(error.value) == (
-        f"{tmp_path / 'empty.idx'} lists no record: write the index again"
-    )
+    assert str(error.value) == f"{tmp_path / 'empty.rec'} is empty: write it again"
 
 
 def test_labels_of_the_calibration_do_not_matter():
     model = drawn("cifar_resnet20_v1", 28, num_classes=1)
-    assert quantize(model, bundled.TRAIN_REC, images=40).card.images == 40
+    assert quantize(model, bundled.TRAIN_REC, images=40).calibration.images == 40
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -2,6 +2,7 @@
 """Recipes against what their sources say, and what can be done with a recipe."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -18,6 +19,7 @@ from gluon_resnet.models.spec_pages import SPEC_PAGES
 from gluon_resnet.preprocess import Protocol, preprocess
 from gluon_resnet.training.recipe import (
     Recipe,
+    class_names,
     described,
     drop_block_at,
     for_batch_size,
@@ -63,9 +65,15 @@ PLAIN = {
     "precision": "fp32",
     "seed": 0,
 }
-OPENMMLAB = {"optimizer": "sgd", "batch_size": 256, "epochs": 100}
+OPENMMLAB = {
+    "optimizer": "sgd",
+    "batch_size": 256,
+    "epochs": 100,
+    "last_gamma": True,
+}
 CIFAR = {**OPENMMLAB, "batch_size": 128, "epochs": 200}
-CIFAR10 = {**CIFAR, "num_classes": 10, "data_set": "cifar10"}
+TEN_CLASSES = {"num_classes": 10, "data_set": "cifar10"}
+CIFAR10 = {**CIFAR, **TEN_CLASSES}
 RSB = {
     "optimizer": "lamb",
     "batch_size": 2048,
@@ -76,6 +84,7 @@ RSB = {
     "mixup": 0.1,
     "cutmix": 1,
     "sync_bn": True,
+    "last_gamma": True,
     "warmup_epochs": 5,
     "warmup_from": 1e-4,
 }
@@ -89,7 +98,7 @@ ZOO = {
 }
 GLUONCV = {"optimizer": "nag", "batch_size": 1024, "epochs": 120, "warmup_epochs": 5}
 TRICKS = {"label_smoothing": 0.1, "decay_norm_and_bias": False, "last_gamma": True}
-HALF = {"precision": "fp16"}
+MIXED = {"precision": "mixed"}
 MIXUP = {"epochs": 200, "mixup": 0.2}
 RESNEST = {
     **TRICKS,
@@ -154,7 +163,7 @@ SOURCES = [
     (
         "resnet50_v1b.openmmlab_8xb32-{}",
         {"fp16": 76.30},
-        {**OPENMMLAB, **HALF},
+        {**OPENMMLAB, **MIXED},
         MMCV,
         BY_30,
         (CROP, FLIP),
@@ -213,8 +222,9 @@ SOURCES = [
             **OPENMMLAB,
             "optimizer": "nag",
             "num_classes": 200,
-            "data_set": None,
+            "data_set": "cub200",
             "initial_weights": "resnet50_v1b.openmmlab_3rdparty-mill_in21k",
+            "last_gamma": False,
             "batch_size": 64,
             "weight_decay": 5e-4,
             "warmup_epochs": 5,
@@ -257,7 +267,7 @@ SOURCES = [
     (
         "resnet{}.gluoncv",
         {"101_v1": 78.34, "101_v2": 78.53},
-        {**GLUONCV, **HALF},
+        {**GLUONCV, **MIXED},
         GLUON,
         cosine_rates(0.4, 120),
         GLUON_IMAGES,
@@ -265,7 +275,7 @@ SOURCES = [
     (
         "resnet{}.gluoncv",
         {"152_v2": 79.21},
-        {**GLUONCV, **HALF, "epochs": 180},
+        {**GLUONCV, **MIXED, "epochs": 180},
         GLUON,
         cosine_rates(0.4, 180),
         GLUON_IMAGES,
@@ -278,9 +288,25 @@ SOURCES = [
             **{"101_v1c.gluoncv": 79.60, "50_v1d.gluoncv_00319ddc": 78.48},
             "101_v1d.gluoncv_8659a9d6": 79.78,
         },
-        {**GLUONCV, **TRICKS, **HALF},
+        {**GLUONCV, **TRICKS, **MIXED},
         GLUON,
         cosine_rates(0.4, 120),
+        GLUON_IMAGES,
+    ),
+    (
+        "resnet{}_v1s.gluoncv",
+        {50: None, 101: None},
+        {**GLUONCV, **TRICKS, **MIXED},
+        GLUON,
+        cosine_rates(0.4, 120),
+        GLUON_IMAGES,
+    ),
+    (
+        "resnet{}_v1s.gluoncv",
+        {152: None},
+        {**GLUONCV, **TRICKS, "batch_size": 256},
+        GLUON,
+        cosine_rates(0.1, 120),
         GLUON_IMAGES,
     ),
     (
@@ -302,7 +328,7 @@ SOURCES = [
     (
         "resnet{}_v1d.gluoncv",
         {50: 79.15, 101: 80.51},
-        {**GLUONCV, **TRICKS, **HALF, **MIXUP},
+        {**GLUONCV, **TRICKS, **MIXED, **MIXUP},
         GLUON,
         cosine_rates(0.4, 200),
         GLUON_IMAGES,
@@ -321,10 +347,58 @@ SOURCES = [
             **{"20_v1": 92.1, "56_v1": 93.6, "110_v1": 93.0},
             **{"20_v2": 92.1, "56_v2": 93.7, "110_v2": 94.3},
         },
-        {**CIFAR10, "optimizer": "nag"},
+        {**CIFAR10, "optimizer": "nag", "last_gamma": False},
         GLUON_32,
         BY_50,
         PAD_4,
+    ),
+    (
+        "resnest{}d.gluoncv",
+        {14: 75.75},
+        {**RESNEST, "batch_size": 1024, "drop_block": 0},
+        GLUON,
+        cosine_rates(0.4, 270),
+        RESNEST_IMAGES,
+    ),
+    (
+        "resnest{}d.gluoncv",
+        {26: 78.68},
+        {**RESNEST, "batch_size": 1024},
+        GLUON,
+        cosine_rates(0.4, 270),
+        RESNEST_IMAGES,
+    ),
+    (
+        "resnest{}d.gluoncv",
+        {50: 81.04},
+        RESNEST,
+        GLUON,
+        cosine_rates(3.2, 270),
+        RESNEST_IMAGES,
+    ),
+    (
+        "resnest{}e.gluoncv",
+        {101: 82.83},
+        {**RESNEST, "batch_size": 4096},
+        (224, 256, 292, "cv2", "bilinear"),
+        cosine_rates(1.6, 270),
+        RESNEST_IMAGES,
+    ),
+    (
+        "resnest{}e.gluoncv",
+        {200: 83.86},
+        {**RESNEST, **LARGE},
+        (256, 320, 352, "pil", "bicubic"),
+        cosine_rates(0.8, 270),
+        RESNEST_IMAGES,
+    ),
+    (
+        "resnest{}e.gluoncv",
+        {269: 84.53},
+        {**RESNEST, **LARGE},
+        (320, 416, 448, "pil", "bicubic"),
+        cosine_rates(0.8, 270),
+        ("auto_augment", "efficientnet_crop(size={})", FLIP, *JITTER),
     ),
     (
         "resnest{}d.gluon_in1k",
@@ -463,11 +537,6 @@ def test_every_published_training_of_these_projects_has_a_recipe():
         "wide_resnet50_2.openmmlab_8xb32",
         "wide_resnet101_2.openmmlab_8xb32",
         "resnet50_v1b.openmmlab_3rdparty-mill_in21k",
-        # Made for segmentation; their training is not published.
-        *(f"resnet{depth}_v1s.gluoncv" for depth in (50, 101, 152)),
-        # The recipe has the name of the page's file of the same weights.
-        *(f"resnest{size}.gluoncv" for size in ("14d", "26d", "50d")),
-        *(f"resnest{size}.gluoncv" for size in ("101e", "200e", "269e")),
     }
     published = {
         name
@@ -498,6 +567,11 @@ def test_sources_say_which_of_two_statements_is_followed():
         "resnest14d.gluon_in1k": "no DropBlock",
         "resnest26d.gluon_in1k": "not the page's 8192",
         "resnest50d.in1k": "the page's rate of 0.1 is for 256 images",
+        "resnest101e.in1k": "its image size that of the test",
+        "resnest269e.gluoncv": "its dropout that of resnest200e and 269e alone",
+        "resnet50_v1.gluoncv": "; in fp16",
+        "resnet101_v2.onnx_zoo": "Xavier's there",
+        "resnet152_v1s.gluoncv": "publishes no training",
         "resnet18_v1b.gluoncv": "--last-gamma did nothing",
         "cifar_resnet20_v1.gluoncv": "is not known",
     }.items():
@@ -532,8 +606,8 @@ def test_fashion_mnist_is_what_trained_the_bundled_checkpoint():
 
 def test_unknown_recipe_names_the_nearest():
     assert error_of(recipe_named, "resnest50d") == (
-        "unknown recipe 'resnest50d'; nearest: resnest50d.in1k, resnest200e.in1k, "
-        "resnest101e.in1k; `python -m gluon_resnet.train --help` lists all"
+        "unknown recipe 'resnest50d'; nearest: resnest50d.in1k, resnest50d.gluoncv, "
+        "resnest200e.in1k; `python -m gluon_resnet.train --list-recipes` lists all"
     )
     assert "; no name is near; " in error_of(recipe_named, "%")
     assert recipe_named("fashion_mnist") is FASHION
@@ -600,13 +674,27 @@ def test_set_batch_size_scales_the_rate_unless_that_is_set(settings, rate):
         ("warmup_from=2", "warmup_from is 2.0; it must be from 0 to 1"),
         ("loss=focal", "loss is 'focal'; it must be cross_entropy or binary"),
         ("optimizer=adam", "optimizer is 'adam'; it must be sgd, nag or lamb"),
-        ("precision=int8", "precision is 'int8'; it must be fp32, bf16 or fp16"),
+        ("precision=int8", "precision is 'int8'; it must be fp32, bf16, fp16 or mixed"),
         ("lr_scaling=root", "lr_scaling is 'root'; it must be linear or none"),
         (
             "warmup_epochs=40",
             (
-                "warmup_epochs is 40.0 of 40 epochs; it must be less: lower it or "
-                "raise epochs"
+                "warmup_epochs is 40 of 40 epochs; it must be less: set "
+                "warmup_epochs=4, too, or raise epochs"
+            ),
+        ),
+        (
+            "epochs=1",
+            (
+                "warmup_epochs is 1 of 1 epochs; it must be less: set "
+                "warmup_epochs=0, too, or raise epochs"
+            ),
+        ),
+        (
+            "data_set=cifar100",
+            (
+                "num_classes is 10, and data_set cifar100 has 100 classes: set the one "
+                "that is right, or data_set=none"
             ),
         ),
         ("accumulate=3", "accumulate is 3; it must divide the batch size of 128"),
@@ -621,6 +709,44 @@ def test_set_batch_size_scales_the_rate_unless_that_is_set(settings, rate):
 )
 def test_a_bad_setting_is_said_in_one_line(setting, message):
     assert error_of(with_settings, FASHION, [setting]) == message
+
+
+def test_an_unknown_data_set_is_said():
+    message = error_of(with_settings, FASHION, ["data_set=cifar-10"])
+    assert re.fullmatch(
+        r"data_set is 'cifar-10': data set 'cifar-10' is unknown; use \w+( or \w+)*, a "
+        "file of class names, a line each, or none",
+        message,
+    )
+
+
+def test_another_number_of_classes_leaves_them_without_names():
+    changed = with_settings(FASHION, ["num_classes=5"])
+    assert (changed.num_classes, changed.data_set) == (5, None)
+    changed = with_settings(FASHION, ["data_set=cifar100", "num_classes=100"])
+    assert changed.data_set == "cifar100"
+    assert with_settings(FASHION, ["num_classes=10"]) == FASHION
+    assert error_of(replace, FASHION, num_classes=5) == (
+        "num_classes is 5, and data_set fashion_mnist has 10 classes: set the one that "
+        "is right, or data_set=none"
+    )
+
+
+def test_class_names_come_from_the_data_set_or_a_file(tmp_path):
+    assert class_names(FASHION)[0] == "T-shirt/top"
+    assert class_names(replace(FASHION, data_set=None)) is None
+    path = tmp_path / "classes.txt"
+    path.write_text("Zebra\nÖlsardine\n", encoding="utf-8")
+    settings = [f"data_set={path}", "num_classes=2"]
+    assert class_names(with_settings(FASHION, settings)) == ("Zebra", "Ölsardine")
+    assert error_of(with_settings, FASHION, settings[:1]) == (
+        f"num_classes is 10, and data_set {path} has 2 classes: set the one that is "
+        "right, or data_set=none"
+    )
+    path.write_bytes(b"\xff\n\xfe\n")
+    assert error_of(with_settings, FASHION, settings) == (
+        f"data_set {path} is no text in UTF-8: give a file of class names, a line each"
+    )
 
 
 def test_an_unknown_model_is_said():
@@ -673,14 +799,14 @@ def test_a_recipe_out_of_range_cannot_be_made():
 @pytest.mark.parametrize("name", RECIPES)
 def test_smoke_is_small_and_leaves_every_branch(name):
     recipe, small = RECIPES[name], smoke(RECIPES[name])
-    assert (small.epochs, small.batch_size, small.precision) == (2, 8, "fp32")
+    assert (small.epochs, small.batch_size) == (2, 8)
     assert small.protocol.size <= 72 and training_pixels(small).size <= 72
     assert small.source == f"smoke run of: {recipe.source}"
     assert small.initial_weights is small.published_top1 is None
     assert (small.warmup_epochs > 0) == (recipe.warmup_epochs > 0)
     same = {f.name for f in fields(Recipe)} - {
         *("source", "protocol", "train_size", "published_top1", "initial_weights"),
-        *("epochs", "warmup_epochs", "batch_size", "learning_rate", "precision"),
+        *("epochs", "warmup_epochs", "batch_size", "learning_rate"),
     }
     for field in same:
         assert getattr(small, field) == getattr(recipe, field), field

@@ -1,35 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints come back bit for bit or not at all; Ctrl-C waits for a step's end."""
+"""Checkpoints come back bit for bit or not at all."""
 
 import errno
 import logging
 import os
-import signal
+import stat
 from dataclasses import replace
 
+import mxnet as mx
 import numpy as np
 import pytest
 
 from gluon_resnet.errors import InputError
 from gluon_resnet.training.run_state import (
-    Interrupted,
     RunState,
+    Sums,
     check_same_run,
     checkpoints,
-    interrupts_held,
     load_state,
     save_state,
+    told_in_one_line,
 )
 
 STATE = RunState(
     recipe={"batch_size": 10, "source": "a paper"},
     num_images=45,
+    precision="fp32",
     versions={"numpy": "1.23.5"},
     epoch=2,
-    batch=3,
-    loss_sum=0.1 + 0.2,
+    sums=Sums(batches=3, loss=0.1 + 0.2, top1=7, top5=25, damaged=1),
     history=({"epoch": 1, "loss": 1 / 3}, {"epoch": 2, "loss": 1 / 7}),
 )
+LATER = replace(STATE, sums=replace(STATE.sums, batches=4))
 ARRAYS = {
     "net.fc.weight": np.random.default_rng(0).random((3, 5), np.float32),
     "count": np.array([2**40]),
@@ -41,7 +43,7 @@ ARRAYS = {
 def out(tmp_path):
     """A folder with the checkpoints of two steps."""
     save_state(tmp_path, STATE, ARRAYS)
-    save_state(tmp_path, replace(STATE, batch=4), ARRAYS)
+    save_state(tmp_path, LATER, ARRAYS)
     return tmp_path
 
 
@@ -63,7 +65,7 @@ def test_steps_are_counted_over_epochs():
 
 def test_next_epoch_begins_with_nothing_done():
     state = STATE.after_epoch({"epoch": 3})
-    assert (state.epoch, state.batch, state.loss_sum) == (3, 0, 0.0)
+    assert (state.epoch, state.sums) == (3, Sums())
     assert state.history == (*STATE.history, {"epoch": 3})
 
 
@@ -121,8 +123,8 @@ def test_full_disk_is_one_line_and_leaves_older_checkpoints(out, monkeypatch):
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     monkeypatch.setattr(os, "fsync", full)
     assert message_of(save_state, out, replace(STATE, epoch=3), ARRAYS) == (
-        f"cannot write {out / 'step-00000015.npz'}: No space left on device; mend that "
-        "and go on with --resume; step-00000012.npz is kept"
+        f"cannot write {out / 'step-00000015.npz'}: No space left on device; make "
+        "room, it is not there; then go on with --resume, step-00000012.npz is kept"
     )
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
@@ -158,39 +160,85 @@ def test_another_training_file_is_refused(tmp_path):
     )
 
 
-def test_other_versions_are_told(tmp_path, caplog):
-    check_same_run(STATE, replace(STATE, versions={"numpy": "2"}), tmp_path)
-    (message,) = caplog.messages
-    assert message == (
-        "the run began with {'numpy': '1.23.5'} and goes on with {'numpy': '2'}: the "
-        "last bits may differ"
+def test_more_epochs_are_a_new_run_from_the_weights(tmp_path):
+    recipe = {**STATE.recipe, "epochs": 40, "model": "cifar_resnet20_v1"}
+    saved = replace(STATE, recipe=recipe)
+    started = replace(STATE, recipe={**recipe, "epochs": 60})
+    assert message_of(check_same_run, saved, started, tmp_path) == (
+        f"{tmp_path} is a run of 40 epochs, and its learning rate ends with them: "
+        "resume with epochs=40, or train its weights on in a new run, with --set "
+        f"epochs=60 initial_weights={tmp_path}/cifar_resnet20_v1.best.params and "
+        "another --out"
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_waits_until_it_is_asked_for(number):
-    before = signal.getsignal(number)
-    with interrupts_held() as raise_held:
-        raise_held()
-        os.kill(os.getpid(), number)
-        with pytest.raises(Interrupted):
-            raise_held()
-    assert signal.getsignal(number) == before
+@pytest.mark.parametrize(
+    ("name", "before", "now"),
+    [
+        ("versions", {"numpy": "1.23.5"}, {"numpy": "2"}),
+        ("precision", "fp32", "bf16"),
+    ],
+)
+def test_what_may_change_the_outcome_is_told(tmp_path, caplog, name, before, now):
+    check_same_run(STATE, replace(STATE, **{name: now}), tmp_path)
+    (message,) = caplog.messages
+    assert message == (
+        f"the run began with {name} {before} and goes on with {now}: the outcome may "
+        "differ"
+    )
 
 
-def test_second_ctrl_c_does_not_wait():
-    with interrupts_held():
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt) as error:
-            os.kill(os.getpid(), signal.SIGINT)
-    assert error.type is not Interrupted
+def test_checkpoint_outlives_damaged_ones_of_later_steps(out):
+    for steps in (98, 99):
+        (out / f"step-{steps:08d}.npz").write_bytes(b"damaged")
+    assert load_state(out)[0] == LATER
+    path = save_state(out, replace(STATE, epoch=3), ARRAYS)
+    assert checkpoints(out) == [out / "step-00000012.npz", path]
+    assert load_state(out)[0].epoch == 3
 
 
-def test_ignored_signal_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with interrupts_held() as raise_held:
-            os.kill(os.getpid(), signal.SIGINT)
-            raise_held()
-    finally:
-        signal.signal(signal.SIGINT, before)
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    names = ["step-99999999.npz", "step-100000000.npz", "step-1000000000.npz"]
+    for name in (*reversed(names), "step-best.npz", ".step-1.123.part.npz"):
+        (tmp_path / name).touch()
+    assert [path.name for path in checkpoints(tmp_path)] == names
+
+
+def test_file_and_folder_are_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+
+    def fsync(descriptor):
+        synced.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        if synced[-1]:
+            assert names_in(tmp_path) == ["step-00000011.npz"]
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    save_state(tmp_path, STATE, ARRAYS)
+    assert synced == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device"),
+        (OSError("encoder error -2"), "encoder error -2"),
+        (
+            mx.base.MXNetError("Traceback:\n  File\nCheck failed: fwrite"),
+            "Check failed: fwrite",
+        ),
+    ],
+    ids=["disk", "Pillow", "MXNet"],
+)
+def test_whatever_cannot_be_written_is_one_line(tmp_path, out, error, reason):
+    def write(folder):
+        with told_in_one_line(folder / "curves.png", folder):
+            raise error
+
+    empty = tmp_path / "empty"
+    assert message_of(write, empty) == (
+        f"cannot write {empty}/curves.png: {reason}; mend that; then begin again"
+    )
+    assert message_of(write, out) == (
+        f"cannot write {out}/curves.png: {reason}; mend that; then go on with "
+        "--resume, step-00000012.npz is kept"
+    )

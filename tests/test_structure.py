@@ -12,20 +12,25 @@ ROOMS = [
     "errors",
     "precision",
     "nearest",
+    "interrupt",
     "random_streams",
     "cpu",
     "_before_mxnet",
     "lazy",
+    "in_order",
     "files",
+    "progress",
     "command",
     "device",
     "graph",
+    "decoding",
     "preprocess",
     "image_files",
     "postprocess",
     "bundled",
     "models",
     "weights",
+    "image_sources",
     "data",
     "predictions",
     "cam",
@@ -33,8 +38,10 @@ ROOMS = [
     "training",
     "inference",
     "classifier",
+    "onnx_export",
+    "model_options",
 ]
-COMMANDS = ["infer", "validate", "train", "quantize", "benchmark", "convert"]
+COMMANDS = ["infer", "validate", "train", "quantize", "benchmark", "convert", "export"]
 
 
 def room_of(path):

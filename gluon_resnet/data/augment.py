@@ -12,7 +12,7 @@ Of batches: `mixup` and `cutmix`, on images (N, C, H, W) and targets (N, classes
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,16 +24,17 @@ from gluon_resnet.preprocess import Protocol, resize_image
 Rgb = tuple[int, int, int]
 
 # Luma of ITU-R BT.601.
-GREY = np.float32((0.299, 0.587, 0.114))
+GREY = np.array((0.299, 0.587, 0.114), np.float32)
 # Principal components of ImageNet's RGB values, of pixels in [0, 255], each scaled by
 # the root of its variance: AlexNet (2012), section 4.1, with MXNet's numbers.
-COMPONENTS = np.float32(
+COMPONENTS = np.array(
     (
         (-0.5675, 0.7192, 0.4009),
         (-0.5808, -0.0045, -0.8140),
         (-0.5836, -0.6948, 0.4203),
-    )
-) * np.float32((55.46, 4.794, 1.148))
+    ),
+    np.float32,
+) * np.array((55.46, 4.794, 1.148), np.float32)
 
 
 def random_resized_crop(
@@ -51,7 +52,8 @@ def random_resized_crop(
     interpolation and library are `Protocol`'s: "cv2" as in GluonCV and OpenMMLab,
     "pil" as in timm and torchvision.
     """
-    top, left, height, width = random_box(*image.shape[:2], rng, area=area, ratio=ratio)
+    rows, columns = image.shape[:2]
+    top, left, height, width = random_box(rows, columns, rng, area=area, ratio=ratio)
     square = Protocol(size, 1, interpolation, "warp", library)
     return resize_image(image[top : top + height, left : left + width], square)
 
@@ -90,7 +92,8 @@ def efficientnet_crop(
 
     ResNeSt's training at 320 pixels and more (its `ERandomCrop`), on Pillow's pixels.
     """
-    top, left, height, width = efficientnet_box(*image.shape[:2], rng, size=size)
+    rows, columns = image.shape[:2]
+    top, left, height, width = efficientnet_box(rows, columns, rng, size=size)
     square = Protocol(size, 1, "bicubic", "warp", "pil")
     return resize_image(image[top : top + height, left : left + width], square)
 
@@ -207,7 +210,8 @@ def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
 
 def lighting(image: np.ndarray, rng: np.random.Generator, *, std: float) -> np.ndarray:
     """Add one colour, normal along the principal `COMPONENTS` (AlexNet)."""
-    return cv2.add(image, (*(COMPONENTS @ rng.normal(0, std, 3)), 0))
+    color = (*(COMPONENTS @ rng.normal(0, std, 3)), 0)
+    return cv2.add(image, color)  # type: ignore[call-overload]  # a colour is no array
 
 
 def random_erasing(
@@ -227,7 +231,8 @@ def random_erasing(
     if rng.random() >= probability:
         return image
     ratio = (min_aspect, 1 / min_aspect)
-    top, left, height, width = random_box(*image.shape[:2], rng, area=area, ratio=ratio)
+    rows, columns = image.shape[:2]
+    top, left, height, width = random_box(rows, columns, rng, area=area, ratio=ratio)
     erased = image.copy()
     erased[top : top + height, left : left + width] = fill
     return erased
@@ -266,7 +271,7 @@ def _solarize_add(image: Image.Image, added: int) -> Image.Image:
 
 
 # Name -> function of a PIL image, the operation's own value and a Warp.
-OPERATIONS: dict[str, Callable[[Image.Image, float, Warp], Image.Image]] = {
+OPERATIONS: dict[str, Callable[[Image.Image, Any, Warp], Image.Image]] = {
     "AutoContrast": lambda image, _, __: ImageOps.autocontrast(image),
     "Equalize": lambda image, _, __: ImageOps.equalize(image),
     "Invert": lambda image, _, __: ImageOps.invert(image),
@@ -438,12 +443,13 @@ def cutmix_box(
 
     Whole, it would cover 1 - share of the image and have its aspect ratio.
     """
-    box = []
-    for size, middle in zip((height, width), centre):
+
+    def part(size: int, middle: int) -> slice:
         side = int(size * math.sqrt(1 - share))
         start, stop = middle - side // 2, middle + (side + 1) // 2
-        box.append(slice(max(start, 0), min(stop, size)))
-    return tuple(box)
+        return slice(max(start, 0), min(stop, size))
+
+    return part(height, centre[0]), part(width, centre[1])
 
 
 def blend(values: np.ndarray, share: float) -> np.ndarray:

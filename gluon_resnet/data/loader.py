@@ -73,8 +73,9 @@ def refuse(error: InputError) -> None:
 class Skip:
     """Go on without the records that cannot be read, as long as they are few.
 
-    Each is told in a warning. `count` of them have been left out of `num_images`;
-    InputError, with the first ones, where these are more than `MOST` and than one.
+    The first are told in warnings, the others with -v. `count` have been left out of
+    `num_images`; InputError, with the first, when they are more than `MOST` of these
+    and more than one.
     """
 
     MOST = 0.01
@@ -86,9 +87,10 @@ class Skip:
 
     def __call__(self, error: InputError) -> None:
         """Take note of a record that cannot be read."""
-        log.warning("left out: %s", error)
         self.count += 1
-        if len(self.first) < self.NAMED:
+        is_named = len(self.first) < self.NAMED
+        log.log(logging.WARNING if is_named else logging.INFO, "left out: %s", error)
+        if is_named:
             self.first.append(str(error))
         if self.count > max(1, self.MOST * self.num_images):
             raise InputError(
@@ -116,7 +118,7 @@ def training_batches(
     """One epoch of permuted and augmented images, in whole batches only.
 
     read: gives label and uint8 RGB image (H, W, 3) of a key, from any thread:
-        `RecordFile.read` or `in_memory`.
+        `RecordFile.read` or `decoded_once`.
     transforms: done one after the other (see augment.py).
     protocol: how the images that they end with are prepared. With a crop_pct of 1 it
         leaves those of its own size as they are, but for the normalisation.

@@ -1,24 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ranges of a network's values on sample images, for int8."""
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
 import mxnet as mx
 import numpy as np
 from mxnet.contrib.quantization import calib_graph, quantize_graph
 
 from gluon_resnet.errors import InputError
 from gluon_resnet.inference import split_attention
+from gluon_resnet.inference.fold import Arrays
 
+Ranges = dict[str, tuple[float, float]]
+"""The least and the largest value of each output."""
+_Observed = Callable[[np.ndarray], dict[str, np.ndarray]]
 _BINS = 4001  # of a histogram: four or more for each of the 511 steps of a half
 
 
-def calibrated(fused, arrays, excluded, batches, calibration):
+def calibrated(
+    fused: mx.sym.Symbol,
+    arrays: Arrays,
+    excluded: Sequence[str],
+    batches: Callable[[], Iterable[np.ndarray]],
+    calibration: str,
+) -> tuple[mx.sym.Symbol, Arrays]:
     """Return the int8 graph, its ranges set, and its arrays.
 
-    batches: gives an iterator over float32 images, anew at each call.
+    fused: the fp32 graph with what MXNet fuses for int8; `arrays` are its own.
+    excluded: the names of operators that stay fp32.
+    batches: gives an iterator over float32 images (N, 3, H, W), anew at each call.
+    calibration: "naive" or "entropy", as `quantize` describes them.
+    Raises InputError where an output is not finite.
     """
-    state_names = fused.list_auxiliary_states()
-    states = {name: arrays[name] for name in state_names}
-    arguments = {name: arrays[name] for name in arrays.keys() - states.keys()}
+    arguments = {name: mx.nd.array(array) for name, array in arrays.items()}
+    states = {name: arguments.pop(name) for name in fused.list_auxiliary_states()}
     options = {"calib_mode": "naive", "quantized_dtype": "auto", "logger": None}
     # "naive" stands for a collector that takes ranges; which, is decided below.
     graph, _, _, collector = quantize_graph(
@@ -31,7 +46,7 @@ def calibrated(fused, arrays, excluded, batches, calibration):
         quantize_granularity="channel-wise",
         **options,
     )
-    observed = _observed(fused, arrays, collector.include_layer)
+    observed = _observed(fused, {**arguments, **states}, collector.include_layer)
     ranges = _reached(observed, batches())
     if calibration == "entropy":
         ranges = _most_informative(observed, batches(), ranges)
@@ -41,10 +56,13 @@ def calibrated(fused, arrays, excluded, batches, calibration):
     )
     # Ranges are known: this fuses the requantizing into the operators.
     graph = graph.get_backend_symbol("MKLDNN_QUANTIZE")
-    return graph, {**arguments, **states}
+    arrays = {name: a.asnumpy() for name, a in {**arguments, **states}.items()}
+    return graph, arrays
 
 
-def _observed(fused, arrays, names):
+def _observed(
+    fused: mx.sym.Symbol, arrays: Mapping[str, mx.nd.NDArray], names: Iterable[str]
+) -> _Observed:
     """Return a function from images to {name: output} of the operators `names`."""
     internals = fused.get_internals()
     names = [name for name in internals.list_outputs() if name in names]
@@ -61,9 +79,9 @@ def _observed(fused, arrays, names):
     return run
 
 
-def _reached(observed, batches) -> dict[str, tuple[float, float]]:
-    """Return the least and the largest value of each output, (0, 1) for all zeros."""
-    ranges = {}
+def _reached(observed: _Observed, batches: Iterable[np.ndarray]) -> Ranges:
+    """Return the range of each output, (0, 1) for all zeros."""
+    ranges: Ranges = {}
     for images in batches:
         for name, output in observed(images).items():
             low, high = ranges.get(name, (0, 0))
@@ -76,7 +94,9 @@ def _reached(observed, batches) -> dict[str, tuple[float, float]]:
     return {name: limits if any(limits) else (0, 1) for name, limits in ranges.items()}
 
 
-def _most_informative(observed, batches, ranges) -> dict[str, tuple[float, float]]:
+def _most_informative(
+    observed: _Observed, batches: Iterable[np.ndarray], ranges: Ranges
+) -> Ranges:
     """Narrow each range to the one that MXNet's entropy calibration prefers."""
     limits = {name: max(-low, high) for name, (low, high) in ranges.items()}
     counts = {name: np.zeros(_BINS) for name in ranges}

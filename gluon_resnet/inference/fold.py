@@ -13,7 +13,7 @@ import numpy as np
 from mxnet.gluon import HybridBlock
 
 from gluon_resnet.graph import VARIABLE, Graph, Node, Value
-from gluon_resnet.models.traced import IMAGES, traced
+from gluon_resnet.models.traced import IMAGES, layer_of, named_parameters, traced
 
 Arrays = dict[str, np.ndarray]
 
@@ -22,12 +22,11 @@ def folded(net: HybridBlock) -> tuple[Graph, Arrays]:
     """Return the graph of `net` with the BatchNorms after convolutions folded.
 
     The graph maps the variable `data`, images (N, C, H, W), to what `net` answers. The
-    arrays of its other variables are float32 copies; `net` itself stays as it is. Names
-    are those of `net`'s parameters; a convolution that had no bias gets one, NAME_bias
-    beside its NAME_weight.
+    arrays of its other variables are float32 copies, named as in files; `net` itself
+    stays as it is. A convolution that had no bias gets one, LAYER.bias beside its
+    LAYER.weight.
     """
-    graph = traced(net)
-    arrays = _arrays(graph, net)
+    graph, arrays = unfolded(net)
     users = graph.users()
     replacements = {}
     for norm in graph.nodes:
@@ -40,7 +39,7 @@ def folded(net: HybridBlock) -> tuple[Graph, Arrays]:
         weight = conv.input(1).name
         arrays[weight] = arrays[weight] * factor[:, None, None, None]
         if conv.attributes.get("no_bias"):
-            bias = f"{weight.removesuffix('_weight')}_bias"
+            bias = f"{layer_of(weight)}.bias"
             conv.attributes["no_bias"] = False
             conv.inputs.append(Value(Node(VARIABLE, bias)))
         else:
@@ -50,6 +49,15 @@ def folded(net: HybridBlock) -> tuple[Graph, Arrays]:
         replacements[Value(norm)] = output
     graph.replace(replacements)
     return graph, used_arrays(graph, arrays)
+
+
+def unfolded(net: HybridBlock) -> tuple[Graph, Arrays]:
+    """Return the graph of `net` in inference and its arrays, with all norms.
+
+    The graph and the arrays are as `folded` describes them.
+    """
+    graph = traced(net)
+    return graph, _arrays(graph, net)
 
 
 def is_channel_norm(node: Node) -> bool:
@@ -87,7 +95,7 @@ def _arrays(graph: Graph, net: HybridBlock) -> Arrays:
 
     The rewrites of the graph change shapes.
     """
-    parameters = net.collect_params()
+    parameters = named_parameters(net)
     ctx = next(iter(parameters.values())).list_ctx()[0]
     # A training step goes on writing statistics, and MXNet lets them be read meanwhile.
     mx.nd.waitall()

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import mxnet as mx
 import numpy as np
@@ -26,6 +26,9 @@ from gluon_resnet import cpu
 from gluon_resnet.errors import InputError
 from gluon_resnet.graph import Graph
 from gluon_resnet.inference import onednn, openmp
+from gluon_resnet.inference.coverage import obstacle
+from gluon_resnet.inference.fallback import MXNetForm
+from gluon_resnet.inference.fold import folded
 from gluon_resnet.inference.onednn import DType
 from gluon_resnet.inference.operators import plan_of
 from gluon_resnet.inference.packing import Weights
@@ -37,7 +40,8 @@ from gluon_resnet.precision import check_device
 
 log = logging.getLogger(__name__)
 
-Forward = Callable[[mx.nd.NDArray], mx.nd.NDArray]
+Forward = Callable[[mx.nd.NDArray], Any]
+"""From images (N, C, H, W) to logits (N, classes), or what else the network gives."""
 
 # Images of 224 x 224 that a core computes at a time; of smaller ones more. Fewer make
 # less of the weights that are fetched for them, more are too much for the cache.
@@ -73,26 +77,34 @@ def check_precision(precision: str, ctx: mx.Context) -> None:
 
 
 def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
-    """Return a function that maps images to logits as `net` does, only faster.
+    """Return a function that answers images as `net` does, only faster.
 
     It takes and gives float32 on `net`'s first device, images (N, C, H, W) of any N, H
     and W; see `PlannedForm` for what a new shape costs, for threads and for forks.
+    The answer is logits, the pooled vector or a list of feature maps, as that of `net`.
     The values are copies: `net` may be trained on without changing the form.
 
     precision: "fp32", equal to `net` but for rounding, or "bf16", whose predictions
     agree with fp32's for at least 999 images of 1,000 (tests/test_inference.py).
-    On a GPU and where oneDNN's wheel is missing the form is `net` itself, hybridized.
-    Raises InputError for a precision that this machine cannot run.
+    On a GPU, where oneDNN's wheel is missing, for a layer that no kernel computes, and
+    for a net of feature maps the form is MXNet's own operators, hybridized; which it
+    is, is logged.
+    Raises InputError for a precision that this machine or this net cannot run.
     """
     ctx = next(iter(net.collect_params().values())).list_ctx()[0]
     check_precision(precision, ctx)
     if ctx.device_type != "cpu" or not onednn.is_available():
-        log.info("%s on %s: MXNet's operators, nothing fused", precision, ctx)
-        net.hybridize(static_alloc=True, static_shape=True)
-        return net
+        log.info("fp32 by MXNet's own operators: no kernels of oneDNN for %s", ctx)
+        return MXNetForm(*folded(net), ctx)
     with _planning:  # Gluon cannot trace a net in two threads at once.
         graph, arrays = inference_graph(net)
-    return PlannedForm(graph, arrays, precision)
+    reason = obstacle(graph)
+    if reason is None:
+        return PlannedForm(graph, arrays, precision)
+    if precision != "fp32":
+        raise InputError(f"this net has no {precision}, {reason}; use precision fp32")
+    log.info("fp32 by MXNet's own operators: %s", reason)
+    return MXNetForm(graph, arrays, ctx)
 
 
 class PlannedForm:

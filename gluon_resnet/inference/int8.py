@@ -8,12 +8,12 @@ arrays. A quantized weight is int8 with a scale for each output channel.
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Union
+from typing import Union
 
 import mxnet as mx
 import numpy as np
@@ -31,8 +31,8 @@ from gluon_resnet.inference.structure import compute_the_same
 from gluon_resnet.models import ModelSpec, model_spec
 from gluon_resnet.models.resnet import empty_resnet
 from gluon_resnet.models.traced import IMAGES
-from gluon_resnet.preprocess import Protocol
-from gluon_resnet.weights import read_tensors
+from gluon_resnet.weights.card import Card, card_from_fields
+from gluon_resnet.weights.formats import read_tensors
 
 _CARD, _SYMBOL, _PARAMS = "card.json", "symbol.json", "int8.params"
 _LONGEST_TEXT = 2**24
@@ -41,22 +41,15 @@ _LEAST, _LARGEST = 1e-30, 1e30
 
 
 @dataclass(frozen=True)
-class Int8Card:
-    """How to use an int8 model, and how it was made."""
+class Calibration:
+    """How an int8 model was made."""
 
-    model: str
-    """Its network, a name of `list_models`."""
-    protocol: Protocol
-    """How images are prepared; the calibration's were, too."""
-    class_names: Sequence[str]
-    """What its logits stand for."""
-    calibration: str
+    method: str
     """"naive" or "entropy"."""
     images: int
-    """How many it was calibrated on."""
+    """How many it was calibrated on, prepared as its card says."""
     excluded: Mapping[str, str]
     """Layers that stay fp32, each with the reason."""
-    precision: str = "int8"
 
 
 @dataclass(frozen=True)
@@ -66,12 +59,18 @@ class Int8Model:
     symbol: mx.sym.Symbol
     arrays: Mapping[str, np.ndarray]
     """As in the file: see `packed`."""
-    card: Int8Card
+    card: Card
+    calibration: Calibration
 
     @property
     def spec(self) -> ModelSpec:
         """The network's row of the table."""
         return model_spec(self.card.model)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of its classifier."""
+        return _num_classes(self.card, self.arrays)
 
     def form(self) -> Forward:
         """Return the model as a function, as `inference_form` describes it."""
@@ -114,7 +113,8 @@ def save_int8(path: Union[str, Path], model: Int8Model) -> Path:
         arrays = {n: mx.nd.array(a, dtype=a.dtype) for n, a in model.arrays.items()}
         mx.nd.save(str(params), arrays)
         with zipfile.ZipFile(part, "w") as archive:
-            archive.writestr(_CARD, json.dumps(asdict(model.card), indent=1) + "\n")
+            fields = asdict(model.card) | {"calibration": asdict(model.calibration)}
+            archive.writestr(_CARD, json.dumps(fields, indent=1) + "\n")
             archive.writestr(_SYMBOL, model.symbol.tojson())
             archive.write(params, _PARAMS)
     return path
@@ -133,12 +133,14 @@ def load_int8(path: Union[str, Path]) -> Int8Model:
         raise InputError(f"{path} is not there; give a file that quantize wrote")
     try:
         with zipfile.ZipFile(path) as archive:
-            card = _card(json.loads(_text(archive, _CARD)))
+            fields = json.loads(_text(archive, _CARD))
+            calibration = Calibration(**fields.pop("calibration"))
+            card = card_from_fields(fields, str(path))
             graph = Graph.from_json(_text(archive, _SYMBOL))
         _, arrays = read_tensors(path)
         _check_arrays(graph, arrays)
         _check_graph(graph, arrays, card)
-        return Int8Model(graph.symbol(), arrays, card)
+        return Int8Model(graph.symbol(), arrays, card, calibration)
     except MemoryError:
         raise
     except Exception as error:  # which one, is up to whoever made the file
@@ -157,10 +159,12 @@ def _text(archive: zipfile.ZipFile, name: str) -> str:
     return archive.read(name).decode()
 
 
-def _card(fields: dict[str, Any]) -> Int8Card:
-    fields["protocol"] = Protocol(**fields["protocol"])
-    fields["class_names"] = tuple(fields["class_names"])
-    return Int8Card(**fields)
+def _num_classes(card: Card, arrays: Mapping[str, np.ndarray]) -> int:
+    """Return what the card says, else what the one dense layer has."""
+    if card.classes is not None:
+        return len(card.classes)
+    (weight,) = (array for array in arrays.values() if array.ndim == 2)
+    return len(weight)
 
 
 def _check_arrays(graph: Graph, arrays: Mapping[str, np.ndarray]) -> None:
@@ -181,12 +185,10 @@ def _check_arrays(graph: Graph, arrays: Mapping[str, np.ndarray]) -> None:
             raise InputError("its arrays are neither float32 nor int8")
 
 
-def _check_graph(
-    graph: Graph, arrays: Mapping[str, np.ndarray], card: Int8Card
-) -> None:
+def _check_graph(graph: Graph, arrays: Mapping[str, np.ndarray], card: Card) -> None:
     """Raise InputError unless `graph` is that of its network, in sensible ranges."""
     shapes = {name: array.shape for name, array in arrays.items()}
-    spec, num_classes = model_spec(card.model), len(card.class_names)
+    spec, num_classes = model_spec(card.model), _num_classes(card, arrays)
     if not compute_the_same(graph, shapes, *_network(spec.name, num_classes)):
         raise InputError(
             f"its graph is not that of {spec.name} with {num_classes} classes"
@@ -197,8 +199,10 @@ def _check_graph(
         largest = max(-low, high)
         if not (low <= 0 <= high and _LEAST <= largest <= _LARGEST):
             raise InputError(f"the range {low:g} to {high:g} is none of a layer's")
-        if step.op == "BatchNorm" and not (arrays[step.arrays[-1]] >= 0).all():
-            raise InputError("a variance is negative")
+        if step.op == "BatchNorm":
+            variance = arrays[step.arrays[-1]] + step.attrs["eps"]
+            if not ((variance >= _LEAST) & (variance <= _LARGEST)).all():
+                raise InputError("a variance is out of range")
     if onednn.is_available():
         (head,) = graph.end.inputs
         described(steps, head, Weights(arrays), (1, 3, spec.size, spec.size))

@@ -155,6 +155,12 @@ def computes_bf16() -> bool:
     return True
 
 
+def version() -> str:
+    """Return the version of the wheel's library, such as 3.2.0."""
+    library().dnnl_version.restype = ctypes.POINTER(c_int)
+    return ".".join(map(str, library().dnnl_version()[:3]))
+
+
 def instructions() -> str:
     """Return the newest instructions that oneDNN uses here, in words."""
     number = library().dnnl_get_effective_cpu_isa()

@@ -13,7 +13,7 @@ from typing import Optional, Union
 import numpy as np
 
 from gluon_resnet.graph import VARIABLE, Value
-from gluon_resnet.inference import onednn
+from gluon_resnet.inference import onednn, split_attention
 from gluon_resnet.inference.fold import factor_and_shift
 from gluon_resnet.inference.onednn import (
     Binary,
@@ -53,7 +53,7 @@ def plan_of(
 ) -> Plan:
     """Return the plan that does `steps` for images of a shape (N, C, H, W).
 
-    head: the logits, an output of one of the steps.
+    head: the logits, or the pooled vector; an output of one of the steps.
     dtype: of the maps, F32 or BF16; in int8 models of those that are not int8.
     Raises PlanError for a shape that the steps do not take.
     """
@@ -85,6 +85,8 @@ def described(
         results = result if isinstance(result, list) else [result]
         for output, found in enumerate(results):
             values[step.output._replace(output=output)] = found
+    if head.node.op == "Flatten":
+        return plan, _vector(plan, head.node.name, tensor(head))
     return plan, tensor(head)
 
 
@@ -436,6 +438,16 @@ def _flatten(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
     return x
 
 
+def _vector(plan: PlanBuilder, layer: str, x: Tensor) -> Tensor:
+    """A pooled map as the float32 vector (N, C) that a net without classifier gives."""
+    dims = x.dims[:2]
+    flat = plan.view(x, dims, layout=Layout.AB)
+    result = plan.tensor(dims, DType.F32, Descriptor(dims, DType.F32, Layout.AB))
+    kernel = partial(onednn.reorder, flat.descriptor, result.descriptor)
+    plan.call(layer, kernel, {onednn.SRC: flat, onednn.DST: result})
+    return result
+
+
 def _dequantize(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
     return plan.converted(step.name, x, DType.F32)
 
@@ -444,38 +456,6 @@ def _quantize(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
     if step.limits is None:
         raise PlanError(f"{step.name} has no range")
     return plan.quantized(step.name, x, step.limits)
-
-
-def _reshape(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
-    """Of tensors without pixels, which are the same in NCHW and NHWC."""
-    shape = step.attrs["shape"]
-    dims = [old if new == 0 else new for new, old in zip(shape, x.dims)]
-    dims += shape[len(dims) :]
-    rest = prod(x.dims) // -prod(dims)
-    dims = [rest if length == -1 else length for length in dims]
-    if prod(dims) != prod(x.dims):
-        raise PlanError(f"{step.name} makes {dims} of {x.dims}")
-    return plan.view(x, tuple(dims), layout=Layout.ABCD)
-
-
-def _softmax(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
-    """Over axis 2 of (N, K, R, C); in memory R comes first in the result."""
-    n, k, _, c = x.dims
-    descriptor = Descriptor.strided(x.dims, DType.F32, (k * c, c, n * k * c, 1))
-    result = plan.tensor(x.dims, DType.F32, descriptor, is_pooled=x.is_pooled)
-    kernel = partial(onednn.softmax, x.descriptor, descriptor, 2)
-    plan.call(step.name, kernel, {onednn.SRC: x, onednn.DST: result})
-    return result
-
-
-def _split(plan: PlanBuilder, step: Step, x: Tensor) -> list[Tensor]:
-    """Along axis 2 of what `_softmax` gives, whose parts have no gaps."""
-    n, k, r, c = x.dims
-    length = n * k * c
-    return [
-        plan.view(x, (n, k, 1, c), layout=Layout.ABCD, start=part * length)
-        for part in range(r)
-    ]
 
 
 def _as_float(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
@@ -509,13 +489,11 @@ _OPERATORS: dict[str, Callable[..., Union[Tensor, list[Tensor]]]] = {
     "Flatten": _flatten,
     "FullyConnected": _fully_connected,
     "Pooling": _pooling,
-    "Reshape": _reshape,
-    "SliceChannel": _split,
     "_contrib_dequantize": _dequantize,
     "_contrib_quantize_v2": _quantize,
     "broadcast_mul": partial(_binary, onednn.MULTIPLY),
     "elemwise_add": partial(_binary, onednn.ADD),
     "elemwise_sub": _difference,
     "sigmoid": partial(_eltwise, onednn.SIGMOID),
-    "softmax": _softmax,
+    **split_attention.OPERATORS,
 }

@@ -37,8 +37,8 @@ _DEPTHWISE = {
 def inference_graph(net: HybridBlock) -> tuple[Graph, Arrays]:
     """Return the inference graph of `net` and its arrays, float32 copies.
 
-    The graph maps `data`, images (N, C, H, W), to logits. Arrays are named as the
-    net's parameters; of a weight that is split up the parts are NAME_radix0, ...
+    The graph maps `data`, images (N, C, H, W), to logits. Arrays are named as in files;
+    of a weight that is split up the parts are LAYER.weight_radix0, ...
     """
     graph, arrays = folded(net)
     _norms_as_convolutions(graph, arrays)

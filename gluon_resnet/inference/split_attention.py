@@ -2,14 +2,22 @@
 """Split attention in inference: all that is known of it outside the network itself.
 
 `models/split_attention.py` writes the layer as it trains fastest. Here its graph
-becomes one of convolutions and a pass over the parts, of the same values.
+becomes one of convolutions and a pass over the parts, of the same values. The operators
+that only an attention has are made kernels here, too.
 """
 
-from typing import Optional
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import prod
+from typing import Optional, Union
 
 import numpy as np
 
 from gluon_resnet.graph import VARIABLE, Graph, Node, Value
+from gluon_resnet.inference import onednn
+from gluon_resnet.inference.onednn import Descriptor, DType, Layout
+from gluon_resnet.inference.plan import PlanBuilder, PlanError, Tensor
+from gluon_resnet.inference.steps import Step
 
 FP32_LAYERS = {
     "*.conv2.fc1": "attention of 1x1 maps: nothing to win, and softmax sharpens errors",
@@ -18,24 +26,13 @@ FP32_LAYERS = {
 """Layers that stay fp32 in int8 models: a pattern of their names, and why."""
 FP32_OPERATORS = ("elemwise_add",)
 """Where no convolution takes these in, they sum up what the attention pools."""
-FOLLOWERS = {
-    "broadcast_mul": ("elemwise_add", "_contrib_quantize_v2"),
-    "elemwise_sub": ("broadcast_mul", "elemwise_add", "_contrib_quantize_v2"),
-}
-"""What may follow an operator within its step (steps.py)."""
-_PART = "_radix"
 
 
 def rewrite(graph: Graph, arrays: dict[str, np.ndarray]) -> None:
     """Give the split attentions of a folded graph their form for inference."""
     _splits_as_convolutions(graph, arrays)
-    _products_as_broadcasts(graph)
+    products_as_broadcasts(graph)
     _pairs_as_differences(graph, arrays)
-
-
-def whole(name: str) -> str:
-    """Return the name that an array has in the network, which here may be in parts."""
-    return name.partition(_PART)[0]
 
 
 def poolings(graph: Graph) -> list[Node]:
@@ -54,6 +51,18 @@ def poolings(graph: Graph) -> list[Node]:
     ]
 
 
+def has_operator(node: Node) -> bool:
+    """Whether `node` is one that an operator of `OPERATORS` computes."""
+    source = node.input()
+    if node.op == "softmax":
+        return node.attributes["axis"] == 2 and source.op == "Reshape"
+    if node.op == "SliceChannel":
+        return node.attributes.get("axis") == 2 and source.op == "softmax"
+    if node.op == "Reshape":
+        return source.op in ("Convolution", "SliceChannel")
+    return False
+
+
 def _splits_as_convolutions(graph: Graph, arrays: dict[str, np.ndarray]) -> None:
     """Compute each part of a split attention's input by convolutions of its own.
 
@@ -70,10 +79,10 @@ def _splits_as_convolutions(graph: Graph, arrays: dict[str, np.ndarray]) -> None
             groups = attributes["num_group"] // radix if grouped else 1
             attributes |= {"num_filter": filters, "num_group": groups}
             for array, _ in layer.inputs[1:]:
-                name = f"{array.name}{_PART}{r}"
+                name = f"{array.name}_radix{r}"
                 arrays[name] = arrays[array.name][r * filters : (r + 1) * filters]
                 inputs.append(Value(Node(VARIABLE, name)))
-        return Value(Node(layer.op, f"{layer.name}{_PART}{r}", inputs, attributes))
+        return Value(Node(layer.op, f"{layer.name}_radix{r}", inputs, attributes))
 
     parts = {}
     for split in graph.nodes:
@@ -109,7 +118,7 @@ def _layers_before(split: Node, radix: int) -> list[Node]:
     return chain[:-1] if is_divided else []
 
 
-def _products_as_broadcasts(graph: Graph) -> None:
+def products_as_broadcasts(graph: Graph) -> None:
     """Broadcast attention weights, which training spreads out for their gradient."""
     for node in graph.nodes:
         if node.op != "elemwise_mul" or node.input(1).op != "reshape_like":
@@ -163,3 +172,43 @@ def _split_of_pair(node: Node) -> Optional[Node]:
     is_pair = split.op == "SliceChannel" and split.attributes["num_outputs"] == 2
     both = [Value(split, 0), Value(split, 1)]
     return split if is_pair and [w.inputs[0] for w in reshaped] == both else None
+
+
+def _reshape(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
+    """Of tensors without pixels, which are the same in NCHW and NHWC."""
+    shape = step.attrs["shape"]
+    dims = [old if new == 0 else new for new, old in zip(shape, x.dims)]
+    dims += shape[len(dims) :]
+    rest = prod(x.dims) // -prod(dims)
+    dims = [rest if length == -1 else length for length in dims]
+    if prod(dims) != prod(x.dims):
+        raise PlanError(f"{step.name} makes {dims} of {x.dims}")
+    return plan.view(x, tuple(dims), layout=Layout.ABCD)
+
+
+def _softmax(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
+    """Over axis 2 of (N, K, R, C); in memory R comes first in the result."""
+    n, k, _, c = x.dims
+    descriptor = Descriptor.strided(x.dims, DType.F32, (k * c, c, n * k * c, 1))
+    result = plan.tensor(x.dims, DType.F32, descriptor, is_pooled=x.is_pooled)
+    kernel = partial(onednn.softmax, x.descriptor, descriptor, 2)
+    plan.call(step.name, kernel, {onednn.SRC: x, onednn.DST: result})
+    return result
+
+
+def _split(plan: PlanBuilder, step: Step, x: Tensor) -> list[Tensor]:
+    """Along axis 2 of what `_softmax` gives, whose parts have no gaps."""
+    n, k, r, c = x.dims
+    length = n * k * c
+    return [
+        plan.view(x, (n, k, 1, c), layout=Layout.ABCD, start=part * length)
+        for part in range(r)
+    ]
+
+
+OPERATORS: Mapping[str, Callable[..., Union[Tensor, list[Tensor]]]] = {
+    "Reshape": _reshape,
+    "SliceChannel": _split,
+    "softmax": _softmax,
+}
+"""The operators that only an attention has, for operators.py."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 from gluon_resnet.graph import VARIABLE, Graph, Node, Value
-from gluon_resnet.inference import split_attention
 from gluon_resnet.models.traced import IMAGES
 
 
@@ -48,8 +47,9 @@ _FOLLOWERS = {
         "_contrib_quantize_v2",
         "_contrib_dequantize",
     ),
+    "broadcast_mul": ("elemwise_add", "_contrib_quantize_v2"),
+    "elemwise_sub": ("broadcast_mul", "elemwise_add", "_contrib_quantize_v2"),
     "elemwise_add": ("Activation", "_contrib_quantize_v2"),
-    **split_attention.FOLLOWERS,
 }
 
 
@@ -70,6 +70,8 @@ def steps_of(graph: Graph) -> list[Step]:
             if user.op != op:
                 continue
             others = [value for value in _computed(user) if value != step.output]
+            if op in ("elemwise_add", "broadcast_mul") and not others:
+                break  # The other one is an array of the network.
             if any(position[other.node] > position[node] for other in others):
                 break  # That one comes later, and its step does this along.
             if op == "elemwise_add":
@@ -78,6 +80,8 @@ def steps_of(graph: Graph) -> list[Step]:
                 step = replace(step, factor=others[0])
             elif op in ("Activation", "sigmoid"):
                 activation = user.attributes.get("act_type", op)
+                if activation not in ("relu", "sigmoid"):
+                    break
                 step = replace(step, activation=activation)
             elif op == "_contrib_dequantize":
                 step = replace(step, limits=None)

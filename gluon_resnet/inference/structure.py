@@ -71,5 +71,9 @@ def _numbered(
 
 
 def _attributes(attrs: Mapping[str, Any]) -> Hashable:
-    """All but notes, which no operator reads."""
-    return frozenset(item for item in attrs.items() if not item[0].startswith("__"))
+    """All but notes, which no operator reads, and numbers that may be any."""
+    return frozenset(
+        (name, value)
+        for name, value in attrs.items()
+        if name != "eps" and not name.startswith("__")
+    )

@@ -99,7 +99,8 @@ def _operations(net: HybridBlock, size: tuple[int, int]) -> Iterator[_Operation]
         return next(shapes[key] for key in keys if key in shapes)
 
     operators = [node for node in graph.nodes if node.op != VARIABLE]
-    last_pool = [node for node in operators if node.op == "Pooling"][-1]
+    pools = [node for node in operators if node.op == "Pooling"]
+    last_pool = pools[-1] if "pool" in net._children else None  # not of feature maps
     for node in operators:
         inputs, attributes = node.inputs, node.attributes
         yield _Operation(

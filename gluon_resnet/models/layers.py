@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layers that every network is made of."""
 
+from typing import Union
+
+import mxnet as mx
 from mxnet.gluon import nn
+
+Tensor = Union[mx.nd.NDArray, mx.sym.Symbol]
+"""What flows through layers: values, or symbols of them while a net is traced."""
 
 
 class Chain(nn.HybridSequential):

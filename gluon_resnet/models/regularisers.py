@@ -6,10 +6,13 @@ Both decide with an operator that knows the mode of the graph, not with
 while it is traced stays decided in both modes.
 """
 
+from types import ModuleType
+
 import mxnet as mx
-from mxnet.gluon import HybridBlock, nn
+from mxnet.gluon import Block, HybridBlock, nn
 
 from gluon_resnet.errors import InputError
+from gluon_resnet.models.layers import Tensor
 
 IDENTITY = "__identity_in_inference__"
 """Marks the operator of a graph that gives its first input outside training."""
@@ -37,7 +40,7 @@ class DropBlock(HybridBlock):
         super().__init__()
         self.probability = probability
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: ModuleType, x: Tensor) -> Tensor:
         """Return x with squares dropped in training, x itself otherwise."""
         one = F.slice_axis(x, axis=0, begin=0, end=1)  # (1, C, H, W)
         shape = F.cast(F.shape_array(one), "float32")
@@ -69,7 +72,7 @@ def set_drop_block(net: HybridBlock, probability: float) -> None:
             f"DropBlock probability is {probability}; it must be in [0, 1)"
         )
 
-    def update(block):
+    def update(block: Block) -> None:
         if isinstance(block, DropBlock):
             block.probability = probability
         if isinstance(block, HybridBlock):

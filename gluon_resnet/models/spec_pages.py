@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The params and FLOPs cells of the spec pages, as printed there.
+"""The params and FLOPs cells of the spec pages, as printed there, and their misprints.
 
 OpenMMLab: `configs/resnet/README.md` of mmclassification 1.x. timm: the ResNeSt page of
 its documentation. The ONNX Model Zoo's page prints neither.
@@ -112,3 +112,50 @@ SPEC_PAGES = (
     _timm("resnest50d_1s4x24d", "resnest50d_1s4x24d", 25_680_000, 5_686_764_544),
     _timm("resnest50d_4s2x40d", "resnest50d_4s2x40d", 30_420_000, 5_657_064_720),
 )
+
+
+@dataclass(frozen=True)
+class Misprint:
+    """What a page prints, and what is right."""
+
+    page: str
+    place: str
+    printed: str
+    right: str
+
+
+MISPRINTS = (
+    Misprint(
+        "OpenMMLab",
+        "ResNet-50-mill, params and FLOPs",
+        "86.74 M and 15.14 G, the cells of Swin-B",
+        "46.50 M with its 11,221 classes, and 4.12 G",
+    ),
+    Misprint(
+        "OpenMMLab",
+        "test command",
+        "resnet50_8xb32_in1k.py with resnet50_b16x8_cifar10_20210528-f54bfad9.pth, "
+        "weights of ResNet_CIFAR",
+        "resnet50_8xb32_in1k_20210831-ea4938fc.pth",
+    ),
+    Misprint(
+        "timm",
+        "resnest200e, weights and file size",
+        "resnest101-22405ba7.pth and 193782911, those of resnest101e",
+        "resnest200-75117900.pth; its size is not published, its tensors have "
+        "281,682,072 bytes",
+    ),
+    Misprint(
+        "Model Zoo",
+        "preprocess(img_data)",
+        "`import numpy`, then np.array",
+        "`import numpy as np`",
+    ),
+    Misprint(
+        "Model Zoo",
+        "accuracies",
+        "of a center crop of images scaled to 256 on the short side",
+        "of images warped to 256 x 256, as the notebooks of that time did it",
+    ),
+)
+"""All that were found, those of `SPEC_PAGES` among them."""

@@ -7,10 +7,11 @@ Zhang et al., "ResNeSt: Split-Attention Networks", arXiv:2004.08955, section 3.
 from collections.abc import Callable, Iterable
 from functools import reduce
 from operator import add
+from types import ModuleType
 
 from mxnet.gluon import HybridBlock
 
-from gluon_resnet.models.layers import conv, relu
+from gluon_resnet.models.layers import Tensor, conv, relu
 
 
 class SplitAttention(HybridBlock):
@@ -29,7 +30,7 @@ class SplitAttention(HybridBlock):
     def __init__(
         self,
         channels: int,
-        norm: Callable,
+        norm: Callable[..., HybridBlock],
         *,
         radix: int,
         cardinality: int,
@@ -46,7 +47,7 @@ class SplitAttention(HybridBlock):
         self.relu1 = relu()
         self.fc2 = conv(width, split_channels, 1, groups=cardinality, bias=True)
 
-    def hybrid_forward(self, F, x):
+    def hybrid_forward(self, F: ModuleType, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the attended (N, C, H, W)."""
         x = self.relu(self.bn(self.conv(x)))
         splits = list(F.split(x, self.radix)) if self.radix > 1 else [x]
@@ -58,7 +59,7 @@ class SplitAttention(HybridBlock):
         weights = self._attention(F, logits)
         return _sum(s * _spread(F, w, s) for s, w in zip(splits, weights))
 
-    def _attention(self, F, logits):
+    def _attention(self, F: ModuleType, logits: Tensor) -> list[Tensor]:
         """Map (N, C * radix, 1, 1) logits to `radix` weights of (N, C, 1, 1)."""
         if self.radix == 1:
             return [F.sigmoid(logits)]
@@ -67,12 +68,12 @@ class SplitAttention(HybridBlock):
         return [F.reshape(split, (0, -1, 1, 1)) for split in splits]
 
 
-def _sum(tensors: Iterable):
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
     """`sum` without its 0 + ..., which is one more pass over the first tensor."""
     return reduce(add, tensors)
 
 
-def _spread(F, weights, like):
+def _spread(F: ModuleType, weights: Tensor, like: Tensor) -> Tensor:
     """Repeat weights (N, C, 1, 1) over the pixels of `like`, (N, C, H, W).
 
     A product with a row of ones, whose gradient is a matrix product, too: that of

@@ -1,333 +1,285 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training from record files by a recipe, safe against being killed."""
 
-import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import mxnet as mx
 import numpy as np
-from mxnet.gluon import HybridBlock
-from mxnet.gluon.contrib.nn import SyncBatchNorm
-from tqdm import tqdm
 
-import gluon_resnet
-from gluon_resnet.create import create_model
 from gluon_resnet.data.augment import one_hot
-from gluon_resnet.data.loader import (
-    Batch,
-    Batches,
-    Read,
-    training_batches,
-    validation_batches,
-)
-from gluon_resnet.data.records import RecordFile, in_memory
+from gluon_resnet.data.loader import Batch, Batches, Skip, refuse
+from gluon_resnet.device import Device, device
 from gluon_resnet.errors import InputError
-from gluon_resnet.models import model_spec, set_drop_block
-from gluon_resnet.predictions import validate
+from gluon_resnet.files import locked
+from gluon_resnet.models import set_drop_block
+from gluon_resnet.predictions import Accuracy, validate
+from gluon_resnet.progress import progress
 from gluon_resnet.random_streams import Use, mxnet_seed, stream
-from gluon_resnet.training.journal import draw_curves, journal
+from gluon_resnet.training.interrupts import Interrupted, interrupts_held
+from gluon_resnet.training.journal import draw_curves, journal, note_start, write_json
 from gluon_resnet.training.recipe import (
     Recipe,
-    described,
+    class_names,
     drop_block_at,
     learning_rate,
     mix,
-    training_pixels,
-    training_transforms,
 )
-from gluon_resnet.training.run_state import (
-    Interrupted,
-    RunState,
-    check_same_run,
-    interrupts_held,
-    load_state,
-    save_state,
-)
-from gluon_resnet.training.step import TrainingStep
-from gluon_resnet.weights import checkpoint, save_weights
-from gluon_resnet.weights.card import Card, read_card, write_card
+from gluon_resnet.training.recipes import recipe_named
+from gluon_resnet.training.report import epoch_line, start_lines, step_text
+from gluon_resnet.training.run import Run, set_up, versions
+from gluon_resnet.training.run_state import Sums, told_in_one_line
+from gluon_resnet.training.step import Answer
+from gluon_resnet.weights import save_weights
+from gluon_resnet.weights.card import Card
 
 log = logging.getLogger(__name__)
 
 REPORTS_PER_EPOCH = 10
-# A data set of fewer bytes of pixels is decoded once and not in each epoch.
-IN_MEMORY = 2**30
+
+Record = Callable[[dict], None]
+RaiseHeld = Callable[[], None]
 
 
 def train(
-    recipe: Recipe,
-    train_rec: Path,
-    val_rec: Path,
+    recipe: Union[Recipe, str],
+    train_rec: Union[str, Path],
+    val_rec: Union[str, Path],
     *,
-    out: Path,
+    out: Union[str, Path],
     resume: bool = False,
-    contexts: Optional[Sequence[mx.Context]] = None,
+    contexts: Sequence[Device] = ("cpu",),
     workers: Optional[int] = None,
     checkpoint_minutes: float = 10,
     max_images: Optional[int] = None,
+    accept_licence: bool = False,
+    skip_damaged: bool = False,
+    on_epoch: Optional[Callable[[dict], None]] = None,
 ) -> list[dict]:
-    """Train by `recipe`; returns the log's entries of the epochs.
+    """Train by `recipe` or its name; returns the log's entries of the epochs.
 
-    out: folder for checkpoints (run_state.py), log.jsonl, tensorboard, curves.png and,
-        with a card each, the weights: MODEL.params of the last epoch, MODEL.best.params
-        of the one with the best top-1.
+    out: folder for checkpoints (run_state.py), log.jsonl, tensorboard, curves.png,
+        recipe.json, run.json and, with a card each, the weights: MODEL.params of the
+        last epoch, MODEL.best.params of the one with the best top-1.
     resume: go on from the newest checkpoint in `out`, in the middle of an epoch, too;
         begin where there is none. The outcome is the same as without the break, bit for
         bit, on the same machine with the same versions and number of threads.
-    contexts: devices that share each batch; default `mx.cpu()`.
+    contexts: devices that share each batch, as ("gpu(0)", "gpu(1)") or MXNet's own.
     workers: threads that prepare images, by default one per core.
     checkpoint_minutes: time between checkpoints; one is written after each epoch, too.
     max_images: use the first so many of each file.
+    accept_licence: begin from weights under a non-commercial licence, too.
+    skip_damaged: leave out images that cannot be read, up to one in a hundred of an
+        epoch, where else the first one ends the run.
+    on_epoch: called with each finished epoch's entry: "epoch", "step", "loss",
+        "train_top1" and "train_top5" of the training's own batches, in percent (not
+        with mixup or CutMix), "top1" and "top5" of the validation, "damaged" (images
+        left out), "seconds", "images_per_second" (of training) and "seconds_left".
 
     Ctrl-C and SIGTERM end the run after a checkpoint (KeyboardInterrupt). Raises
     InputError for files, checkpoint or devices that do not fit the recipe, for an `out`
     that is in use or cannot be written, and for a loss that is not finite.
     """
-    contexts = list(contexts or [mx.cpu()])
-    train_records, val_records = (
-        _open(path, recipe.num_classes, max_images) for path in (train_rec, val_rec)
-    )
-    state = RunState(described(recipe), len(train_records.offsets), _versions())
-    saved = load_state(out)
-    if saved and not resume:
-        raise InputError(
-            f"{out} holds an earlier run: give --resume to go on or another --out"
+    recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    out = Path(out)
+    with locked(out):
+        for unfinished in out.glob(".*.part.*"):  # of a run that was killed
+            unfinished.unlink()
+        run = set_up(
+            recipe,
+            Path(train_rec),
+            Path(val_rec),
+            out=out,
+            resume=resume,
+            contexts=[device(each) for each in contexts],
+            workers=workers,
+            checkpoint_minutes=checkpoint_minutes,
+            max_images=max_images,
+            accept_licence=accept_licence,
+            skip_damaged=skip_damaged,
         )
-    if saved:
-        check_same_run(saved[0], state, out)
-    for unfinished in out.glob(".*.part.*"):  # of a run that was killed while it wrote
-        unfinished.unlink()
+        tell_start(run)
+        with journal(out, run.state) as record, interrupts_held() as raise_held:
+            try:
+                publish(run)  # what a break after the checkpoint may have cost
+                while run.state.epoch < recipe.epochs:
+                    entry = run_epoch(run, record, raise_held)
+                    log.info("%s", epoch_line(entry, epochs=recipe.epochs))
+                    if on_epoch:
+                        on_epoch(entry)
+            except Interrupted:
+                log.warning("saved %s: give --resume to go on from there", run.save())
+                raise
+        write_weights(run, out / f"{recipe.model}.params")
+    return list(run.state.history)
 
-    # The order is part of the recipe: a seed, the parameters drawn with it, the step's
-    # average that starts from them, and then what a checkpoint has instead.
-    mx.random.seed(mxnet_seed(stream(recipe.seed, Use.INITIALISATION)))
-    net = training_net(recipe, contexts, is_new=saved is None)
-    step = TrainingStep(net, recipe, contexts)
-    if saved:
-        state, arrays = saved
-        restore(step, arrays)
-        log.info("going on from step %d", state.steps)
-    # Inference with MXNet reorders weights in place, some time after the call. Training
-    # that goes on with these weights rounds now one way, now the other.
-    val_net = create_model(
-        recipe.model, num_classes=recipe.num_classes, ctx=contexts[0]
+
+def tell_start(run: Run) -> None:
+    """Log what is going to run, and note it in the run's folder."""
+    for line in start_lines(run):
+        log.info("%s", line)
+    write_json(run.out / "recipe.json", run.state.recipe)
+    note_start(
+        run.out,
+        {
+            "step": run.state.steps,
+            "training": str(run.images.train.path),
+            "validation": str(run.images.validation.path),
+            "devices": [str(context) for context in run.step.contexts],
+            "precision": run.step.precision,
+            "versions": versions(),
+        },
     )
-    val_net.hybridize(static_alloc=True, static_shape=True)
-
-    train_batches = partial(
-        training_batches,
-        list(train_records.offsets),
-        _reader(train_records),
-        batch_size=recipe.batch_size,
-        protocol=training_pixels(recipe),
-        transforms=training_transforms(recipe),
-        seed=recipe.seed,
-        repeats=recipe.repeats,
-        workers=workers,
-    )
-    val_batches = validation_batches(
-        list(val_records.offsets),
-        _reader(val_records),
-        # On one device, and what fits it in training fits it here.
-        batch_size=max(1, recipe.batch_size // (len(contexts) * recipe.accumulate)),
-        protocol=recipe.protocol,
-        workers=workers,
-    )
-    saved_at = time.perf_counter()
-    with journal(out, state) as record, interrupts_held() as raise_held:
-        try:
-            while state.epoch < recipe.epochs:
-                began, first_batch = time.perf_counter(), state.batch
-                if recipe.drop_block:
-                    set_drop_block(net, drop_block_at(recipe, state.epoch))
-                batches = train_batches(epoch=state.epoch, start_batch=first_batch)
-                title = f"epoch {state.epoch + 1}/{recipe.epochs}"
-                bar = _bar(batches, raise_held, title, done=first_batch)
-                states = train_epoch(recipe, step, bar, state, record)
-                for state in states:
-                    if time.perf_counter() - saved_at > 60 * checkpoint_minutes:
-                        save_state(out, state, arrays_of(step))
-                        saved_at = time.perf_counter()
-                trained = time.perf_counter()
-
-                copy_parameters(step.evaluated_parameters(), val_net)
-                bar = _bar(val_batches, raise_held, "validation")
-                accuracy = validate(val_net, bar, ctx=contexts[0])
-                num_trained = (state.batch - first_batch) * recipe.batch_size
-                entry = {
-                    "epoch": state.epoch + 1,
-                    "step": state.steps,
-                    "loss": state.loss_sum / state.batch,
-                    "top1": accuracy.top1,
-                    "top5": accuracy.top5,
-                    "seconds": time.perf_counter() - began,
-                    "images_per_second": num_trained / (trained - began),
-                }
-                if accuracy.top1 > max((e["top1"] for e in state.history), default=-1):
-                    _write_weights(out / f"{recipe.model}.best.params", recipe, val_net)
-                record(entry)
-                log.info("%s", json.dumps(entry))
-                state = state.after_epoch(entry)
-                save_state(out, state, arrays_of(step))
-                saved_at = time.perf_counter()
-                draw_curves(out / "curves.png", state.history)
-        except Interrupted:
-            path = save_state(out, state, arrays_of(step))
-            log.warning("saved %s: give --resume to go on from there", path)
-            raise
-    copy_parameters(step.evaluated_parameters(), val_net)
-    _write_weights(out / f"{recipe.model}.params", recipe, val_net)
-    return list(state.history)
 
 
-def train_epoch(
-    recipe: Recipe,
-    step: TrainingStep,
-    batches: tqdm,
-    state: RunState,
-    record: Callable[[dict], None],
-) -> Iterator[RunState]:
-    """Train on the rest of an epoch; gives the state after each step.
+def run_epoch(run: Run, record: Record, raise_held: RaiseHeld) -> dict:
+    """Train the rest of an epoch, validate, write the outcome; returns the entry."""
+    began, first_batch = time.perf_counter(), run.state.sums.batches
+    train_batches(run, record, raise_held)
+    trained = time.perf_counter()
+    accuracy, damaged = validated(run, raise_held)
+    ended = time.perf_counter()
+
+    sums, recipe = run.state.sums, run.recipe
+    num_steps = sums.batches - first_batch
+    pace = (trained - began) / max(1, num_steps)
+    epoch_seconds = run.state.steps_per_epoch * pace + ended - trained
+    entry = {
+        "epoch": run.state.epoch + 1,
+        "step": run.state.steps,
+        "loss": sums.loss / sums.batches,
+        "top1": accuracy.top1,
+        "top5": accuracy.top5,
+        "damaged": sums.damaged + damaged,
+        "seconds": ended - began,
+        "images_per_second": num_steps * recipe.batch_size / (trained - began),
+        "seconds_left": (recipe.epochs - run.state.epoch - 1) * epoch_seconds,
+    }
+    if not (recipe.mixup or recipe.cutmix):  # whose images have two labels
+        num_images = sums.batches * recipe.batch_size
+        entry["train_top1"] = 100 * sums.top1 / num_images
+        entry["train_top5"] = 100 * sums.top5 / num_images
+    # First the checkpoint: what cannot be written after it is written by --resume.
+    run.state = run.state.after_epoch(entry)
+    run.save()
+    record(entry)
+    publish(run)
+    return entry
+
+
+def train_batches(run: Run, record: Record, raise_held: RaiseHeld) -> None:
+    """Train on the rest of the epoch that `run` is in.
 
     Raises InputError when the loss is not finite.
     """
-    every = math.ceil(state.steps_per_epoch / REPORTS_PER_EPOCH)
-    reported, reported_at = state, time.perf_counter()
-    for images, labels in batches:
+    recipe, start = run.recipe, run.state
+    if recipe.drop_block:
+        set_drop_block(run.step.net, drop_block_at(recipe, start.epoch))
+    skip = Skip(start.num_images, count=start.sums.damaged)
+    batches = run.images.epoch(
+        start.epoch,
+        start_batch=start.sums.batches,
+        on_damaged=skip if run.skip_damaged else refuse,
+    )
+    title = f"epoch {start.epoch + 1}/{recipe.epochs}"
+    bar = _bar(batches, raise_held, title, done=start.sums.batches)
+    every = math.ceil(start.steps_per_epoch / REPORTS_PER_EPOCH)
+    reported, reported_at = start, time.perf_counter()
+    for images, labels in bar:
+        state = run.state
         # All that is drawn follows from seed and step: a resumed run draws the same.
         rng = stream(recipe.seed, Use.STEP, state.steps)
         mx.random.seed(mxnet_seed(rng))
         rate = learning_rate(recipe, state.steps, state.steps_per_epoch)
         targets = one_hot(labels, recipe.num_classes, smoothing=recipe.label_smoothing)
-        loss = step(*mix(recipe, images, targets, rng), learning_rate=rate)
-        if not math.isfinite(loss):
+        answer = run.step(*mix(recipe, images, targets, rng), learning_rate=rate)
+        if not math.isfinite(answer.loss):
             raise InputError(
-                f"the loss is {loss} in epoch {state.epoch + 1}, step "
-                f"{state.batch + 1}: lower the learning rate of {recipe.learning_rate}"
+                f"the loss is {answer.loss} in epoch {state.epoch + 1}, step "
+                f"{state.sums.batches + 1}: lower the learning rate of "
+                f"{recipe.learning_rate}"
             )
-        state = replace(state, batch=state.batch + 1, loss_sum=state.loss_sum + loss)
-        if state.batch % every == 0:
-            now, count = time.perf_counter(), state.batch - reported.batch
+        sums = added(state.sums, answer, labels, damaged=skip.count)
+        run.state = replace(state, sums=sums)
+        run.save_if_due()
+        if sums.batches % every == 0:
+            now, count = time.perf_counter(), sums.batches - reported.sums.batches
             pace = (now - reported_at) / count
-            remaining = recipe.epochs * state.steps_per_epoch - state.steps
+            remaining = recipe.epochs * state.steps_per_epoch - run.state.steps
             entry = {
                 "epoch": state.epoch + 1,
-                "step": state.steps,
-                "loss": (state.loss_sum - reported.loss_sum) / count,
+                "step": run.state.steps,
+                "loss": (sums.loss - reported.sums.loss) / count,
                 "learning_rate": rate,
                 "images_per_second": recipe.batch_size / pace,
                 "seconds_left": pace * remaining,
             }
             record(entry)
-            _show(batches, entry)
-            reported, reported_at = state, now
-        yield state
+            bar.set_postfix_str(step_text(entry))
+            reported, reported_at = run.state, now
 
 
-def training_net(
-    recipe: Recipe, contexts: Sequence[mx.Context], *, is_new: bool = True
-) -> HybridBlock:
-    """The recipe's network with the parameters that its training starts from.
+def added(sums: Sums, answer: Answer, labels: np.ndarray, *, damaged: int) -> Sums:
+    """Return the sums with a batch more; `damaged` is the epoch's count so far.
 
-    is_new: False leaves `initial_weights` aside, since a checkpoint will replace them.
-    Raises InputError where those cannot be had or are of another model.
+    Among classes of equal logits the lower one comes first, as in a validation.
     """
-    options = {}
-    if recipe.sync_bn and len(contexts) > 1:
-        options["norm_layer"] = SyncBatchNorm
-        options["norm_options"] = {"num_devices": len(contexts)}
-    name, pretrained = recipe.model, False
-    if is_new and recipe.initial_weights is not None:
-        name, pretrained = _published_or_file(recipe.initial_weights, recipe.model)
-    net = create_model(
-        name,
-        pretrained=pretrained,
-        num_classes=recipe.num_classes,
-        ctx=contexts,
-        dropout=recipe.dropout,
-        drop_path=recipe.drop_path,
-        drop_block=recipe.drop_block,
-        last_gamma=recipe.last_gamma,
-        **options,
+    logits, own = answer.logits, labels[:, None]
+    own_logits = np.take_along_axis(logits, own, axis=1)
+    is_lower = np.arange(logits.shape[1]) < own
+    ahead = (logits > own_logits) | (logits == own_logits) & is_lower
+    ranks = ahead.sum(axis=1)
+    return Sums(
+        sums.batches + 1,
+        sums.loss + answer.loss,
+        sums.top1 + int((ranks < 1).sum()),
+        sums.top5 + int((ranks < 5).sum()),
+        damaged,
     )
-    if net.spec.name != model_spec(recipe.model).name:
-        raise InputError(
-            f"initial_weights {recipe.initial_weights} are for {net.spec.name}, the "
-            f"model is {recipe.model}: give weights of it, or none"
-        )
-    return net
 
 
-def _published_or_file(weights: str, model: str) -> tuple[str, Union[bool, Path]]:
-    """What `create_model` takes as name and `pretrained` to begin with them."""
-    path = Path(weights)
-    if path.is_file():
-        card = read_card(path)
-        return card.model if card else model, path
-    try:
-        return checkpoint(weights).name, True
-    except InputError as error:
-        raise InputError(f"initial_weights {weights} is no file, and {error}") from None
+def validated(run: Run, raise_held: RaiseHeld) -> tuple[Accuracy, int]:
+    """Validate; returns the accuracy and how many images were left out as damaged."""
+    skip = Skip(len(run.images.validation.offsets))
+    batches = run.images.validations(on_damaged=skip if run.skip_damaged else refuse)
+    bar = _bar(batches, raise_held, "validation")
+    return validate(run.evaluate(), bar, ctx=run.step.contexts[0]), skip.count
 
 
-def arrays_of(step: TrainingStep) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint: the net's as net.NAME, and all else the step has."""
-    arrays = step.arrays()
-    for name, parameter in step.parameters.items():
-        arrays[f"net.{name}"] = parameter.list_data()[0]
-    return {name: array.asnumpy() for name, array in arrays.items()}
+def publish(run: Run) -> None:
+    """Write what follows from a finished epoch; to do it again changes nothing."""
+    if not run.state.history or run.state.sums.batches:
+        return
+    *before, last = run.state.history
+    if last["top1"] > max((entry["top1"] for entry in before), default=-1):
+        write_weights(run, run.out / f"{run.recipe.model}.best.params")
+    draw_curves(run.out / "curves.png", run.state.history)
 
 
-def restore(step: TrainingStep, arrays: Mapping[str, np.ndarray]) -> None:
-    """Fill net and step from `arrays_of`."""
-    values = {n: mx.nd.array(array, dtype=array.dtype) for n, array in arrays.items()}
-    for name, parameter in step.parameters.items():
-        parameter.set_data(values.pop(f"net.{name}"))
-    step.restore(values)
-
-
-def copy_parameters(values: Mapping[str, mx.nd.NDArray], target: HybridBlock) -> None:
-    """Give `target` values under the names of `save_parameters`."""
-    for name, parameter in target._collect_params_with_prefix().items():
-        parameter.set_data(values[name])
-
-
-def _write_weights(path: Path, recipe: Recipe, net: HybridBlock) -> None:
-    """Write a net's weights and their card."""
-    try:
-        save_weights(net, path)
-    except mx.base.MXNetError as error:  # MXNet's own way to say that a disk is full
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(
-            f"cannot write {path}: {reason}; mend that and go on with --resume"
-        ) from None
-    write_card(path, Card(recipe.model, recipe.protocol, recipe.data_set))
-
-
-def _open(path: Path, num_classes: int, max_images: Optional[int]) -> RecordFile:
-    records = RecordFile.open(path, num_classes=num_classes)
-    return replace(records, offsets=dict(list(records.offsets.items())[:max_images]))
-
-
-def _reader(records: RecordFile) -> Read:
-    """How images are read: from memory where all fit that are as large as the first."""
-    _, image = records.read(next(iter(records.offsets)))
-    fit = image.nbytes * len(records.offsets) <= IN_MEMORY
-    return in_memory(records) if fit else records.read
+def write_weights(run: Run, path: Path) -> None:
+    """Write the weights as the training stands at the end of an epoch, with a card."""
+    recipe, last = run.recipe, run.state.history[-1]
+    card = Card(
+        recipe.model,
+        recipe.protocol,
+        classes=class_names(recipe),
+        data_set=recipe.data_set,
+        metrics={"top1": last["top1"], "top5": last["top5"]},
+        parent=recipe.initial_weights,
+    )
+    with told_in_one_line(path, run.out):
+        save_weights(run.evaluate(), path, card=card)
 
 
 def _bar(
     batches: Batches, before_each: Callable[[], None], title: str, *, done: int = 0
-) -> tqdm:
-    """The batches under a progress bar, on a terminal, with a call before each."""
+) -> Any:
+    """The batches under `progress`, with a call before each."""
 
     def called() -> Iterator[Batch]:
         for batch in batches:
@@ -335,25 +287,4 @@ def _bar(
             yield batch
 
     total = done + len(batches)
-    return tqdm(called(), title, initial=done, total=total, unit="batch", disable=None)
-
-
-def _show(bar: tqdm, entry: dict) -> None:
-    """Tell how it goes: in the bar on a terminal, else in a line of the log."""
-    left = timedelta(seconds=round(entry["seconds_left"]))
-    text = (
-        f"loss {entry['loss']:.4f}, learning rate {entry['learning_rate']:.3g}, "
-        f"{entry['images_per_second']:.1f} images/s, {left} to finish"
-    )
-    if bar.disable:
-        log.info("epoch %d, step %d: %s", entry["epoch"], entry["step"], text)
-    else:
-        bar.set_postfix_str(text)
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "gluon_resnet": gluon_resnet.__version__,
-        "mxnet": mx.__version__,
-        "numpy": np.__version__,
-    }
+    return progress(title, called(), total=total, done=done, unit="batches")

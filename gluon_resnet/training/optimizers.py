@@ -14,7 +14,7 @@ import mxnet as mx
 class Step(NamedTuple):
     """What a step does to every parameter."""
 
-    count: int
+    number: int
     """Steps up to and with this one."""
     learning_rate: float
     momentum: float
@@ -84,7 +84,7 @@ def lamb(weight, gradient, states, step: Step, *, weight_decay: float) -> None:
         beta1=0.9,
         beta2=0.999,
         epsilon=1e-6,
-        t=step.count,
+        t=step.number,
         wd=weight_decay,
         rescale_grad=step.rescale,
     )

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Optional, Union, get_args, get_type_hints
 
 import numpy as np
@@ -19,6 +20,7 @@ from gluon_resnet.data.loader import Transform
 from gluon_resnet.errors import InputError
 from gluon_resnet.models import model_spec
 from gluon_resnet.nearest import nearest
+from gluon_resnet.postprocess import load_class_names
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.training.schedules import cosine, linear_warmup
 
@@ -44,8 +46,9 @@ class Recipe:
     source: str
     """Whom it follows (paper, configuration, log), and why where they differ."""
     num_classes: int = 1000
-    data_set: Optional[str] = "imagenet"
-    """Whose class names the card of the weights tells."""
+    data_set: Optional[str] = None
+    """Whose class names the weights answer with: one that `load_class_names` knows, or
+    a file of them, a line each, as imagenet_prep.folder writes classes.txt."""
     published_top1: Optional[float] = None
     """Percent, as the source says; None: not published."""
     initial_weights: Optional[str] = None
@@ -103,7 +106,8 @@ class Recipe:
     ema: float = 0.0
     """Decay of the average of the parameters that is validated and saved; 0: none."""
     precision: str = "fp32"
-    """"fp32", "bf16" (CPU) or "fp16" with loss scaling (GPU)."""
+    """"fp32", "bf16" (CPU), "fp16" with loss scaling (GPU) or "mixed": what the device
+    has of these (precision.py)."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,13 +118,20 @@ class Recipe:
                 raise InputError(f"{name} is {value!r}; it must be {rule}")
         if self.warmup_epochs >= self.epochs:
             raise InputError(
-                f"warmup_epochs is {self.warmup_epochs} of {self.epochs} epochs; it "
-                "must be less: lower it or raise epochs"
+                f"warmup_epochs is {self.warmup_epochs:g} of {self.epochs} epochs; it "
+                f"must be less: set warmup_epochs={self.epochs // 10}, too, or raise "
+                "epochs"
             )
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"accumulate is {self.accumulate}; it must divide the batch size of "
                 f"{self.batch_size}"
+            )
+        names = class_names(self)
+        if names is not None and len(names) != self.num_classes:
+            raise InputError(
+                f"num_classes is {self.num_classes}, and data_set {self.data_set} has "
+                f"{len(names)} classes: set the one that is right, or data_set=none"
             )
         size = training_pixels(self).size
         if self.drop_block and size < _DROP_BLOCK_SIZE:
@@ -163,7 +174,7 @@ _RULES = {
     "loss": _one_of("cross_entropy", "binary"),
     "lr_scaling": _one_of("linear", "none"),
     "optimizer": _one_of("sgd", "nag", "lamb"),
-    "precision": _one_of("fp32", "bf16", "fp16"),
+    "precision": _one_of("fp32", "bf16", "fp16", "mixed"),
 }
 _OPTIONAL = ("train_size", "clip_norm")
 # From here on the last stage's maps are 3 x 3, the least that holds a dropped block.
@@ -176,6 +187,32 @@ _SETTABLE = {
     if name not in ("protocol", "transforms", "schedule", "source", "published_top1")
 }
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def class_names(recipe: Recipe) -> Optional[tuple[str, ...]]:
+    """Return the names of the recipe's classes by label, None if they have none.
+
+    Raises InputError for a data set that is neither known nor a file of names.
+    """
+    data_set = recipe.data_set
+    if data_set is None:
+        return None
+    path = Path(data_set)
+    try:
+        return load_class_names(data_set)
+    except InputError as error:
+        if not path.is_file():
+            raise InputError(
+                f"data_set is {data_set!r}: {error}, a file of class names, a line "
+                "each, or none"
+            ) from None
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except ValueError:
+        raise InputError(
+            f"data_set {data_set} is no text in UTF-8: give a file of class names, a "
+            "line each"
+        ) from None
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
@@ -241,10 +278,11 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
     """The recipe with fields set as in ["epochs=10", "train_size=none"].
 
     Another batch_size scales the learning rate (`for_batch_size`) unless that is set,
-    too. Raises InputError for a field that there is not or that holds no plain value,
+    too; another num_classes leaves the classes without names unless data_set is set.
+    Raises InputError for a field that there is not or that holds no plain value,
     one set twice, and a value that cannot be read or breaks a rule.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
@@ -257,6 +295,8 @@ def with_settings(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         if name in values:
             raise InputError(f"{name} is set twice, again by {setting!r}; set it once")
         values[name] = _read(setting, _SETTABLE[name], text)
+    if values.get("num_classes", recipe.num_classes) != recipe.num_classes:
+        values.setdefault("data_set", None)
     changed = replace(recipe, **values)
     if "learning_rate" in values:
         return changed
@@ -282,7 +322,7 @@ def smoke(recipe: Recipe) -> Recipe:
     """The same training in seconds, to see that it runs; its outcome is worth nothing.
 
     Two epochs, at most one of them warm-up, batches of 8, images of at most 64 pixels
-    (72 with DropBlock), fresh weights, fp32. All else, the rate by the recipe's rule
+    (72 with DropBlock), fresh weights. All else, the rate by the recipe's rule
     included, is as it was.
     """
     largest = 72 if recipe.drop_block else 64
@@ -297,7 +337,6 @@ def smoke(recipe: Recipe) -> Recipe:
         epochs=2,
         warmup_epochs=min(recipe.warmup_epochs, 1),
         accumulate=min(recipe.accumulate, 2),
-        precision="fp32",
     )
 
 

@@ -5,14 +5,16 @@ A recipe that made published weights has their name, MODEL.TAG of `list_weights`
 their evaluation protocol. Left out are rows that their page did not train: OpenMMLab's
 wide nets (torchvision's weights) and its ImageNet-21K one (MIIL's).
 
-Two things are not in a recipe. Fresh parameters are drawn as `create_model` says,
-whatever the source did. And all but RSB trained with BatchNorm statistics of each GPU's
-part of the batch, 8 (CUB) to 256 images: fewer devices have those of more.
+`source` says where a recipe differs from its page. Two things hold for all. Where a
+page trained in fp16, the recipe says "mixed": that, or what the device has. And all but
+RSB trained with BatchNorm statistics of each GPU's part of the batch, 8 (CUB) to 256
+images: fewer devices have those of more.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from gluon_resnet.data.augment import (
     auto_augment,
@@ -129,6 +131,7 @@ _OPENMMLAB = Recipe(
     model="resnet50_v1b",
     protocol=Protocol(library="mmcv"),
     source="OpenMMLab mmcls 1.0.0rc5, configs/resnet/*_8xb32_in1k.py",
+    data_set="imagenet",
     transforms=_crop_and_flip,
     epochs=100,
     batch_size=256,
@@ -136,11 +139,13 @@ _OPENMMLAB = Recipe(
     schedule=partial(step_decay, at=(30, 60, 90)),
     optimizer="sgd",
     weight_decay=1e-4,
+    last_gamma=True,  # zero_init_residual, which its ResNet has by default
 )
 
 _OPENMMLAB_CIFAR10 = replace(
     _OPENMMLAB,
     source="OpenMMLab mmcls 1.0.0rc5, configs/resnet/*_8xb16_cifar10.py",
+    num_classes=10,
     data_set="cifar10",
     transforms=_pad_and_flip,
     epochs=200,
@@ -151,6 +156,7 @@ _OPENMMLAB_CIFAR10 = replace(
 _OPENMMLAB_CIFAR100 = replace(
     _OPENMMLAB_CIFAR10,
     source="OpenMMLab mmcls 1.0.0rc5, configs/resnet/resnet50_8xb16_cifar100.py",
+    num_classes=100,
     data_set="cifar100",
     schedule=partial(step_decay, at=(60, 120, 160), factor=0.2),
     weight_decay=5e-4,
@@ -162,7 +168,8 @@ _OPENMMLAB_CUB = replace(
         "OpenMMLab mmcls 1.0.0rc5, configs/resnet/resnet50_8xb8_cub.py; not reproduced "
         "with another number of GPUs (87.4, mmpretrain#1335)"
     ),
-    data_set=None,
+    num_classes=200,
+    data_set="cub200",
     initial_weights="resnet50_v1b.openmmlab_3rdparty-mill_in21k",
     transforms=_bird_images,
     batch_size=64,
@@ -172,6 +179,7 @@ _OPENMMLAB_CUB = replace(
     warmup_from=0.01,
     optimizer="nag",
     weight_decay=5e-4,
+    last_gamma=False,  # left out there, too, where weights are given
 )
 
 # "ResNet strikes back", arXiv:2110.00476, table 2. `low` takes the rate to 1e-6.
@@ -239,8 +247,10 @@ _ONNX_ZOO = Recipe(
     source=(
         "ONNX Model Zoo, train_resnet.ipynb: it warps images, where the page's text "
         "keeps their aspect ratio; its rate is the same for batches of 512 and 256 "
-        "(depth 152), so it does not follow the batch size"
+        "(depth 152), so it does not follow the batch size; fresh convolutions are "
+        "Xavier's there, He's normal here"
     ),
+    data_set="imagenet",
     transforms=_zoo_images,
     epochs=150,
     batch_size=512,
@@ -254,7 +264,11 @@ _ONNX_ZOO = Recipe(
 _GLUONCV = Recipe(
     model="resnet50_v1",
     protocol=Protocol(),
-    source="GluonCV, the training log of these weights (train_imagenet.py)",
+    source=(
+        "GluonCV, the training log of these weights (train_imagenet.py); fresh "
+        "convolutions are MSRAPrelu's there, He's normal here"
+    ),
+    data_set="imagenet",
     transforms=_gluoncv_images,
     epochs=120,
     batch_size=1024,
@@ -264,14 +278,27 @@ _GLUONCV = Recipe(
     optimizer="nag",
     weight_decay=1e-4,
 )
-_GLUONCV_HALF = replace(_GLUONCV, precision="fp16")
+_GLUONCV_MIXED = replace(
+    _GLUONCV, source=f"{_GLUONCV.source}; in fp16", precision="mixed"
+)
 _GLUONCV_BASIC_V1B = replace(
     _GLUONCV,
     source=f"{_GLUONCV.source}; its --last-gamma did nothing to basic blocks",
 )
-_TRICKS = {"label_smoothing": 0.1, "decay_norm_and_bias": False, "last_gamma": True}
+_TRICKS: dict[str, Any] = {
+    "label_smoothing": 0.1,
+    "decay_norm_and_bias": False,
+    "last_gamma": True,
+}
 _GLUONCV_TRICKS = replace(_GLUONCV, **_TRICKS)
-_GLUONCV_MIXUP = replace(_GLUONCV_TRICKS, epochs=200, mixup=0.2)
+_GLUONCV_TRICKS_MIXED = replace(_GLUONCV_MIXED, **_TRICKS)
+_GLUONCV_V1S = {
+    "source": (
+        "this project: GluonCV, which made v1s for segmentation, publishes no training "
+        "of it; that of its v1c"
+    )
+}
+_MIXUP: dict[str, Any] = {"epochs": 200, "mixup": 0.2}
 
 _GLUONCV_CIFAR10 = Recipe(
     model="cifar_resnet20_v1",
@@ -280,6 +307,7 @@ _GLUONCV_CIFAR10 = Recipe(
         "GluonCV, train_cifar10.py as its model page runs it; whether the published "
         "file is this training or the one with mixup is not known"
     ),
+    num_classes=10,
     data_set="cifar10",
     transforms=_pad_and_flip,
     epochs=200,
@@ -296,8 +324,10 @@ _RESNEST = Recipe(
     source=(
         "ResNeSt's authors, scripts/gluon/train.py, which made the weights; the page's "
         "rate of 0.1 is for 256 images, its SGD Nesterov's, its dropout that of "
-        "resnest200e and 269e alone"
+        "resnest200e and 269e alone, its image size that of the test; fresh "
+        "convolutions are scaled by fan in there, by fan out here"
     ),
+    data_set="imagenet",
     transforms=_resnest_images,
     mixup=0.2,
     epochs=270,
@@ -332,7 +362,7 @@ RECIPES: dict[str, Recipe] = {
             "OpenMMLab mmcls 1.0.0rc5, configs/resnet/resnet50_8xb32-fp16_in1k.py; its "
             "loss scale is fixed at 512, here it finds its own size"
         ),
-        precision="fp16",
+        precision="mixed",
     ),
     **_published(_RSB_A1, ["resnet50_v1b.openmmlab_8xb256-rsb-a1-600e"]),
     **_published(_RSB_A2, ["resnet50_v1b.openmmlab_8xb256-rsb-a2-300e"]),
@@ -359,56 +389,72 @@ RECIPES: dict[str, Recipe] = {
         ],
     ),
     **_published(_GLUONCV_BASIC_V1B, ["resnet18_v1b.gluoncv", "resnet34_v1b.gluoncv"]),
-    **_published(_GLUONCV_HALF, ["resnet101_v1.gluoncv", "resnet101_v2.gluoncv"]),
-    **_published(_GLUONCV_HALF, ["resnet152_v2.gluoncv"], epochs=180),
+    **_published(_GLUONCV_MIXED, ["resnet101_v1.gluoncv", "resnet101_v2.gluoncv"]),
+    **_published(_GLUONCV_MIXED, ["resnet152_v2.gluoncv"], epochs=180),
     **_published(
-        _GLUONCV_TRICKS,
+        _GLUONCV_TRICKS_MIXED,
         [
             "resnet50_v1.gluoncv",
             *(f"resnet{n}_{v}.gluoncv" for v in ("v1b", "v1c") for n in (50, 101)),
             "resnet50_v1d.gluoncv_00319ddc",
             "resnet101_v1d.gluoncv_8659a9d6",
         ],
-        precision="fp16",
+    ),
+    **_published(
+        _GLUONCV_TRICKS_MIXED,
+        ["resnet50_v1s.gluoncv", "resnet101_v1s.gluoncv"],
+        **_GLUONCV_V1S,
     ),
     **_published(
         for_batch_size(_GLUONCV_TRICKS, 256),
         [f"resnet152_{v}.gluoncv" for v in ("v1", "v1b", "v1c")],
     ),
     **_published(
+        for_batch_size(_GLUONCV_TRICKS, 256), ["resnet152_v1s.gluoncv"], **_GLUONCV_V1S
+    ),
+    **_published(
         for_batch_size(_GLUONCV_TRICKS, 512), ["resnet152_v1d.gluoncv_cfe0220d"]
     ),
     **_published(
-        _GLUONCV_MIXUP,
+        _GLUONCV_TRICKS_MIXED,
         ["resnet50_v1d.gluoncv", "resnet101_v1d.gluoncv"],
-        precision="fp16",
+        **_MIXUP,
     ),
-    **_published(for_batch_size(_GLUONCV_MIXUP, 256), ["resnet152_v1d.gluoncv"]),
+    **_published(
+        for_batch_size(_GLUONCV_TRICKS, 256), ["resnet152_v1d.gluoncv"], **_MIXUP
+    ),
     **_published(
         _GLUONCV_CIFAR10,
         [f"cifar_resnet{n}_{v}.gluoncv" for v in ("v1", "v2") for n in (20, 56, 110)],
     ),
     **_published(
         _RESNEST_SMALL,
-        ["resnest14d.gluon_in1k"],
+        ["resnest14d.gluon_in1k", "resnest14d.gluoncv"],
         source=f"{_RESNEST_SMALL.source}; no DropBlock as in the code of this size",
         drop_block=0.0,
     ),
-    **_published(_RESNEST_SMALL, ["resnest26d.gluon_in1k"]),
+    **_published(_RESNEST_SMALL, ["resnest26d.gluon_in1k", "resnest26d.gluoncv"]),
     **_published(
         _RESNEST,
         [
             "resnest50d.in1k",
+            "resnest50d.gluoncv",
             "resnest50d_1s4x24d.in1k",
             "resnest50d_4s2x40d.in1k",
             *(f"resnest50d_{variant}.authors_gluon" for variant in _FAST),
         ],
     ),
-    **_published(for_batch_size(_RESNEST, 4096), ["resnest101e.in1k"], train_size=224),
-    **_published(_RESNEST_LARGE, ["resnest200e.in1k"], train_size=256),
+    **_published(
+        for_batch_size(_RESNEST, 4096),
+        ["resnest101e.in1k", "resnest101e.gluoncv"],
+        train_size=224,
+    ),
+    **_published(
+        _RESNEST_LARGE, ["resnest200e.in1k", "resnest200e.gluoncv"], train_size=256
+    ),
     **_published(
         _RESNEST_LARGE,
-        ["resnest269e.in1k"],
+        ["resnest269e.in1k", "resnest269e.gluoncv"],
         transforms=_large_resnest_images,
         train_size=320,
     ),
@@ -422,5 +468,5 @@ def recipe_named(name: str) -> Recipe:
     except KeyError:
         raise InputError(
             f"unknown recipe {name!r}; {nearest(name, RECIPES)}; "
-            "`python -m gluon_resnet.train --help` lists all"
+            "`python -m gluon_resnet.train --list-recipes` lists all"
         ) from None

@@ -2,27 +2,24 @@
 """`TrainingStep`: forward, backward, update, on one or several devices."""
 
 import itertools
-import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import mxnet as mx
 import numpy as np
 from mxnet import autograd
-from mxnet.contrib.amp.amp import bfloat16
-from mxnet.gluon import HybridBlock, nn
+from mxnet.gluon import Block, HybridBlock, nn
 from mxnet.gluon.contrib.nn import SyncBatchNorm
 
-from gluon_resnet import _before_mxnet
 from gluon_resnet.errors import InputError
 from gluon_resnet.training.ema import update_average
 from gluon_resnet.training.losses import LOSSES
 from gluon_resnet.training.mixed_precision import compute_in
 from gluon_resnet.training.optimizers import OPTIMIZERS, Step, global_norm
+from gluon_resnet.training.precision import resolved
 from gluon_resnet.training.recipe import Recipe
-
-log = logging.getLogger(__name__)
 
 _sync_keys = itertools.count()
 # More than the operators of a pass on all contexts; each takes memory only when used.
@@ -71,6 +68,15 @@ class LossScale:
             )
 
 
+class Answer(NamedTuple):
+    """What the network said to a batch, before the update."""
+
+    loss: float
+    """The mean, finite or not."""
+    logits: np.ndarray
+    """float32 (N, classes)."""
+
+
 class TrainingStep:
     """One optimiser step of a recipe on one or several devices.
 
@@ -79,18 +85,18 @@ class TrainingStep:
     one with a faster gradient, and for bf16 or fp16 it casts inside; its parameters
     stay float32.
 
-    Raises InputError where the devices cannot compute in the recipe's precision.
+    `precision` is the recipe's on these devices; InputError where they cannot.
     """
 
     def __init__(
         self, net: HybridBlock, recipe: Recipe, contexts: Sequence[mx.Context]
     ):
-        _check_precision(recipe.precision, contexts)
+        self.precision = resolved(recipe.precision, contexts)
         self.recipe, self.contexts, self.net = recipe, list(contexts), net
         net.pool = _MeanPool()
         _synchronise_norms(net, self.contexts)
-        if recipe.precision != "fp32":
-            _compute_in(net, {"bf16": "bfloat16", "fp16": "float16"}[recipe.precision])
+        if self.precision != "fp32":
+            _compute_in(net, {"bf16": "bfloat16", "fp16": "float16"}[self.precision])
         net.hybridize(static_alloc=True, static_shape=True)
         self.parameters = net._collect_params_with_prefix()
         self.trained = {
@@ -109,7 +115,7 @@ class TrainingStep:
             for name, parameter in self.trained.items()
         }
         self.count = 0
-        self.loss_scale = LossScale() if recipe.precision == "fp16" else None
+        self.loss_scale = LossScale() if self.precision == "fp16" else None
         self.average = {}
         if recipe.ema:
             self.average = {n: v.copy() for n, v in self._values().items()}
@@ -121,30 +127,27 @@ class TrainingStep:
 
     def __call__(
         self, images: np.ndarray, targets: np.ndarray, *, learning_rate: float
-    ) -> float:
-        """Update the parameters by one batch; returns the mean loss, finite or not.
+    ) -> Answer:
+        """Update the parameters by one batch; returns what it was answered.
 
         images: float32 (N, 3, H, W); targets: float32 (N, classes).
         Raises InputError where N does not split evenly over devices and passes.
         """
         batch_size, passes = len(images), self.recipe.accumulate
-        parts = len(self.contexts) * passes
-        if batch_size % parts:
-            raise InputError(
-                f"a batch of {batch_size} images does not split evenly into "
-                f"{len(self.contexts)} devices x {passes} passes: choose a batch size "
-                f"that is a multiple of {parts}"
-            )
+        check_split(batch_size, passes=passes, num_devices=len(self.contexts))
         if passes > 1:
             for parameter in self.trained.values():
                 parameter.zero_grad()
         shares = zip(np.split(images, passes), np.split(targets, passes))
-        losses = [self._accumulate_gradients(*share) for share in shares]
+        answers = [self._accumulate_gradients(*share) for share in shares]
         self._update(batch_size, learning_rate)
-        return sum(losses) / passes
+        return Answer(
+            sum(answer.loss for answer in answers) / passes,
+            np.concatenate([answer.logits for answer in answers]),
+        )
 
-    def _accumulate_gradients(self, images: np.ndarray, targets: np.ndarray) -> float:
-        """Forward and backward on all devices at a time; returns the mean loss."""
+    def _accumulate_gradients(self, images: np.ndarray, targets: np.ndarray) -> Answer:
+        """Forward and backward on all devices at a time."""
         loss_function = LOSSES[self.recipe.loss]
         count = len(self.contexts)
         inputs, labels = (
@@ -157,10 +160,14 @@ class TrainingStep:
         # From here on nothing may wait for a device, not even for room for an array:
         # in a synchronised norm the first device waits for all others.
         with autograd.record():
-            losses = [loss_function(self.net(x), t) for x, t in zip(inputs, labels)]
+            logits = [self.net(x) for x in inputs]
+            losses = [loss_function(each, t) for each, t in zip(logits, labels)]
         scale = self.loss_scale.value if self.loss_scale else 1
         autograd.backward(losses, [scale * mx.nd.ones_like(each) for each in losses])
-        return sum(float(each.mean().asscalar()) for each in losses) / count
+        return Answer(
+            sum(float(each.mean().asscalar()) for each in losses) / count,
+            np.concatenate([each.asnumpy() for each in logits]),
+        )
 
     def _update(self, batch_size: int, learning_rate: float) -> None:
         """Sum the gradients over the devices and update all parameters."""
@@ -242,10 +249,12 @@ class TrainingStep:
     def restore(self, arrays: Mapping[str, mx.nd.NDArray]) -> None:
         """Go on from where `arrays()` were taken.
 
-        Raises InputError for arrays of another recipe, net or number of devices.
+        Raises InputError for arrays of another recipe, net or number of devices. The
+        precision may be another; the loss scale of fp16 begins anew then.
         """
         own = self.arrays()
-        differing = sorted(own.keys() ^ arrays.keys())
+        own.pop("loss_scale", None)
+        differing = sorted(own.keys() ^ (arrays.keys() - {"loss_scale"}))
         if differing:
             raise InputError(
                 f"the training state does not fit: {differing[0]} and "
@@ -253,7 +262,7 @@ class TrainingStep:
                 "the recipe, model and number of devices that it was saved with"
             )
         self.count = int(arrays["count"].asscalar())
-        if self.loss_scale:
+        if self.loss_scale and "loss_scale" in arrays:
             value, clean_steps = arrays["loss_scale"].asnumpy()
             self.loss_scale.value = float(value)
             self.loss_scale.clean_steps = int(clean_steps)
@@ -266,25 +275,15 @@ class TrainingStep:
         mx.nd.waitall()
 
 
-def _check_precision(precision: str, contexts: Sequence[mx.Context]) -> None:
-    wanted = {"bf16": "cpu", "fp16": "gpu"}.get(precision)
-    for context in contexts:
-        if wanted and context.device_type != wanted:
-            raise InputError(
-                f"precision {precision} trains on a {wanted.upper()}, and {context} is "
-                f"none: choose fp32 or {'fp16' if wanted == 'cpu' else 'bf16'}"
-            )
-    if precision == "bf16":
-        try:
-            ones = mx.nd.amp_cast(mx.nd.ones((1, 16, 1, 1)), dtype=bfloat16)
-            mx.nd.Convolution(
-                ones, ones, kernel=(1, 1), num_filter=1, no_bias=True
-            ).wait_to_read()
-        except mx.MXNetError:
-            raise InputError(
-                "precision is bf16 and this processor has no AVX-512: choose fp32"
-            ) from None
-        log.info("bf16 by MXNet's oneDNN 2.4; %s", _before_mxnet.AMX)
+def check_split(batch_size: int, *, passes: int, num_devices: int) -> None:
+    """Raise InputError unless a batch splits evenly over devices and passes."""
+    parts = num_devices * passes
+    if batch_size % parts:
+        raise InputError(
+            f"a batch of {batch_size} images does not split evenly into {num_devices} "
+            f"devices x {passes} passes: choose a batch size that is a multiple of "
+            f"{parts}"
+        )
 
 
 def _synchronise_norms(net: HybridBlock, contexts: Sequence[mx.Context]) -> None:
@@ -292,9 +291,9 @@ def _synchronise_norms(net: HybridBlock, contexts: Sequence[mx.Context]) -> None
 
     MXNet keeps the sums in a table of the process, by a key that repeats in every net.
     """
-    layers = []
-    net.apply(layers.append)
-    layers = [layer for layer in layers if isinstance(layer, SyncBatchNorm)]
+    blocks: list[Block] = []
+    net.apply(blocks.append)
+    layers = [block for block in blocks if isinstance(block, SyncBatchNorm)]
     for layer in layers:
         layer._kwargs.update(ndev=len(contexts), key=f"sync{next(_sync_keys)}")
     # CPU contexts share a few pieces of working memory in turn. A norm that waits for

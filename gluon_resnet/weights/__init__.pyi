@@ -8,4 +8,5 @@ from .published import DEFAULT_WEIGHTS as DEFAULT_WEIGHTS
 from .published import Checkpoint as Checkpoint
 from .published import checkpoint as checkpoint
 from .published import list_weights as list_weights
+from .published import published_file as published_file
 from .save import save_weights as save_weights

@@ -9,16 +9,35 @@ import numpy as np
 # bfloat16, as MXNet represents it in NumPy, which has no such type.
 BFLOAT16 = np.dtype([("bfloat16", "<u2")])
 
+_LONGEST_NAME = 80
+
+
+class DamagedError(Exception):
+    """A file contradicts its format; the message says where, without its content."""
+
+
+def shown(name: object) -> str:
+    """Return a name out of a file as a message may hold it: short and on one line."""
+    text = "".join(
+        c if c.isprintable() else "?" for c in str(name)[: _LONGEST_NAME + 1]
+    )
+    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 3]}..."
+
 
 def view_array(
     view: memoryview, start: int, dtype: np.dtype, shape: Sequence[int]
 ) -> np.ndarray:
     """View the bytes from `start` as an array; nothing is copied or allocated.
 
-    Raises ValueError where `shape` is none or the bytes do not suffice.
+    Raises DamagedError where `shape` is none or the bytes do not suffice.
     """
     if not all(isinstance(side, int) and side >= 0 for side in shape):
-        raise ValueError(f"an array of shape {shape}")
+        raise DamagedError("an array has sides that are no whole numbers")
+    size = math.prod(shape) * dtype.itemsize
+    if start + size > len(view):
+        raise DamagedError(f"an array has {size} bytes where {len(view) - start} are")
+    if size == 0:  # which NumPy's function takes for a mistake
+        return np.empty(shape, dtype)
     return np.frombuffer(view, dtype, math.prod(shape), start).reshape(shape)
 
 

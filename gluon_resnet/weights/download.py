@@ -11,7 +11,8 @@ Rows of the Hugging Face hub also obey its library's variables, such as HF_ENDPO
 
 A file is kept as `MODEL.TAG.FORMAT` and gets that name only after its size and checksum
 were found to be the published ones. Until then its bytes are in a `.part` file, which
-the next call continues. Each call verifies the cached file, 0.1 s for 100 MB. Where no
+the next call continues. A checkpoint that comes with the package is taken from there.
+Each call verifies the cached file, 0.1 s for 100 MB. Where no
 checksum is published, a `.sha256` file has the one of its arrival.
 """
 
@@ -19,26 +20,37 @@ import dataclasses
 import errno
 import hashlib
 import os
+import queue
+import re
 import shutil
 import sys
+import threading
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Optional
 
 import requests
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 from urllib3.exceptions import NewConnectionError
 
+from gluon_resnet import bundled
 from gluon_resnet.errors import InputError
+from gluon_resnet.progress import progress
+from gluon_resnet.weights.formats import LARGEST_UNPACKED
 from gluon_resnet.weights.published import Checkpoint
 
 TIMEOUT = (10.0, 30.0)
 """Seconds to connect, and to wait for the next bytes."""
+SILENCE = 10.0
+"""Seconds that all sources together may keep silent before the first answer."""
+SILENCE_OF_NEXT_HOST = 4.0
+"""Seconds that the host at least has which the hub leads on to."""
 ATTEMPTS = 5
 """Attempts in a row that bring no new byte before a source is given up."""
 ATTEMPTS_TO_CONNECT = 2
@@ -49,7 +61,6 @@ LONGEST_WAIT = 60.0
 """Seconds; a server that asks for more patience is given up."""
 
 _PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
-_LARGEST_UNPACKED = 4 << 30  # bytes; the largest published file has a tenth of it
 
 
 class _SourceError(Exception):
@@ -89,6 +100,8 @@ def fetch(checkpoint: Checkpoint, *, accept_licence: bool = False) -> Path:
     not set, offline without a cached file, where the cache cannot be written, and where
     every source failed; the message has the reason of each.
     """
+    if checkpoint.bundled:
+        return bundled.FOLDER / checkpoint.bundled
     path = cached_path(checkpoint)
     if "-NC" in checkpoint.licence and not accept_licence:
         raise InputError(
@@ -121,8 +134,13 @@ def _remove_parts(path: Path) -> None:
         part.unlink()
 
 
+def is_offline() -> bool:
+    """Return whether the user forbids to download anything."""
+    return os.environ.get("GLUON_RESNET_OFFLINE", "0") not in ("", "0")
+
+
 def _refuse_offline(path: Path, fault: str) -> None:
-    if os.environ.get("GLUON_RESNET_OFFLINE", "0") not in ("", "0"):
+    if is_offline():
         raise InputError(
             f"{path} {fault}, and GLUON_RESNET_OFFLINE forbids to download it; unset "
             "that, or copy the file there from another machine's cache"
@@ -187,16 +205,19 @@ def _replace(path: Path, checkpoint: Checkpoint, fault: str) -> None:
     if path.exists():
         _say(f"{path} {fault}: downloading it again")
         path.unlink()
-    reasons = []
-    for url in _sources(path, checkpoint):
+    reasons, silence = [], SILENCE
+    sources = _sources(path, checkpoint)
+    for asked, url in enumerate(sources):
+        contact = _Contact(silence / (len(sources) - asked))
         try:
-            return _bring(url, path, checkpoint)
+            return _bring(url, path, checkpoint, contact)
         except _SourceError as error:
             reasons.append(f"{url}: {error}")
         except OSError as error:
             if error.errno == errno.ENOSPC:  # a full disk stops other programs, too
                 _remove_parts(path)
             raise
+        silence = max(0.0, silence - contact.spent)
     found = "; ".join(reasons) or "it has no source"
     raise InputError(
         f"cannot download {checkpoint.name}: {found}; "
@@ -214,21 +235,75 @@ def _sources(path: Path, checkpoint: Checkpoint) -> list[str]:
     return [*urls, *checkpoint.urls]
 
 
-def _bring(url: str, path: Path, checkpoint: Checkpoint) -> None:
+class _Contact:
+    """Waits for the first answer of a source, which has so many seconds for it.
+
+    A thread asks, since no time-out of a library is one for all: that of a connection
+    is for each address of a host, and the name's look-up has its own.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.spent = 0.0
+        """Seconds of silence."""
+        self.is_made = False
+
+    def ask(self, request: Callable[[], Any]) -> Any:
+        """Return what `request` does, or raise what it raises.
+
+        Raises _SourceError where the source has not answered in its time.
+        """
+        if self.is_made:
+            return request()
+        answers: queue.SimpleQueue = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                answers.put((request(), None))
+            except BaseException as error:
+                answers.put((None, error))
+
+        began = time.monotonic()
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            answer, error = answers.get(timeout=max(0.0, self.seconds - self.spent))
+        except queue.Empty:
+            self.spent = self.seconds
+            raise _SourceError(f"no answer within {self.seconds:.3g} s") from None
+        self.spent += time.monotonic() - began
+        if error is not None:
+            raise error
+        self.is_made = True
+        return answer
+
+    def allows(self, wait: float) -> bool:
+        """Count a pause before the next attempt; return whether time is left then."""
+        if not self.is_made:
+            self.spent += wait
+        return self.is_made or self.spent < self.seconds
+
+    def next_host(self) -> None:
+        """Wait for the first answer of another host, in the time that is left."""
+        self.is_made = False
+        self.seconds = max(self.seconds, self.spent + SILENCE_OF_NEXT_HOST)
+
+
+def _bring(url: str, path: Path, checkpoint: Checkpoint, contact: _Contact) -> None:
     """Download, verify, rename. A `.part` file belongs to one URL."""
     url_digest = hashlib.sha256(url.encode()).hexdigest()[:8]
     part = path.with_name(f"{path.name}.{url_digest}.part")
     has_published_checksum = _has_checksum(checkpoint)
     if checkpoint.hub and checkpoint.hub in url and not has_published_checksum:
-        checkpoint = _with_checksum_of_hub(url, checkpoint)
+        checkpoint = _with_checksum_of_hub(url, checkpoint, contact)
+        contact.next_host()
     if not _has_checksum(checkpoint):
         # Only a checksum can tell that an older beginning belongs to today's end.
         part.unlink(missing_ok=True)
     _say(f"downloading {checkpoint.name} from {url}")
-    if fault := _download_and_check(url, part, checkpoint):
+    if fault := _download_and_check(url, part, checkpoint, contact):
         _say(f"the file {fault}; once more, lest it be pieces of two versions")
         part.unlink()
-        fault = _download_and_check(url, part, checkpoint)
+        fault = _download_and_check(url, part, checkpoint, contact)
     if fault:
         part.unlink()
         raise _SourceError(f"the file {fault}")
@@ -238,12 +313,16 @@ def _bring(url: str, path: Path, checkpoint: Checkpoint) -> None:
     _remove_parts(path)
 
 
-def _download_and_check(url: str, part: Path, checkpoint: Checkpoint) -> str:
-    _download(url, part)
+def _download_and_check(
+    url: str, part: Path, checkpoint: Checkpoint, contact: _Contact
+) -> str:
+    _download(url, part, contact)
     return _unpack(part, checkpoint) or _fault(part, checkpoint)
 
 
-def _with_checksum_of_hub(url: str, checkpoint: Checkpoint) -> Checkpoint:
+def _with_checksum_of_hub(
+    url: str, checkpoint: Checkpoint, contact: _Contact
+) -> Checkpoint:
     """Return the row with the size and SHA-256 that the Hugging Face hub has of it.
 
     The hub's library downloads, too, but it gives up when a body breaks off, and it
@@ -256,8 +335,9 @@ def _with_checksum_of_hub(url: str, checkpoint: Checkpoint) -> Checkpoint:
     def ask():
         # The library's own retries use a connection pool that it has closed.
         try:
-            return get_hf_file_metadata(url, timeout=TIMEOUT[0])
+            return contact.ask(lambda: get_hf_file_metadata(url, timeout=TIMEOUT[0]))
         except HfHubHTTPError as error:
+            contact.is_made = True
             status = getattr(error.response, "status_code", None)
             if status in _PASSING_STATUSES:
                 raise _Setback(_first_line(error)) from error
@@ -269,23 +349,23 @@ def _with_checksum_of_hub(url: str, checkpoint: Checkpoint) -> Checkpoint:
         except (httpx.HTTPError, OSError) as error:  # such as its offline switch
             raise _SourceError(_first_line(error)) from error
 
-    metadata = _persistently(ask)
+    metadata = _persistently(ask, contact)
     if len(metadata.etag or "") != 64:
         raise _SourceError("the hub tells no SHA-256 of the file")
     return dataclasses.replace(checkpoint, sha256=metadata.etag, size=metadata.size)
 
 
-def _download(url: str, part: Path) -> None:
+def _download(url: str, part: Path, contact: _Contact) -> None:
     """Append to `part` what it lacks of the file.
 
     Raises _SourceError when the attempts are used up; `part` keeps what came.
     """
-    if_range = {}
+    if_range: dict[str, str] = {}
     with requests.Session() as session:
 
         def ask() -> None:
             try:
-                _attempt(session, url, part, if_range)
+                _attempt(session, url, part, if_range, contact)
             except (requests.ConnectTimeout, requests.ConnectionError) as error:
                 limit = ATTEMPTS_TO_CONNECT if _is_unreachable(error) else ATTEMPTS
                 raise _Setback(_root_reason(error), limit=limit) from error
@@ -297,10 +377,21 @@ def _download(url: str, part: Path) -> None:
             except requests.RequestException as error:  # a redirect loop, no valid URL
                 raise _SourceError(str(error)) from error
 
-        _persistently(ask, lambda: part.stat().st_size)
+        try:
+            _persistently(ask, contact, lambda: _size(part))
+        except BaseException:
+            if not _size(part):
+                part.unlink(missing_ok=True)
+            raise
 
 
-def _persistently(ask: Callable[[], Any], arrived: Callable[[], int] = lambda: 0):
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _persistently(
+    ask: Callable[[], Any], contact: _Contact, arrived: Callable[[], int] = lambda: 0
+) -> Any:
     """Return what `ask` does, asking again after each setback with growing pauses.
 
     An attempt after which more bytes have `arrived` than ever counts as the first.
@@ -317,7 +408,7 @@ def _persistently(ask: Callable[[], Any], arrived: Callable[[], int] = lambda: 0
         wait = max(setback.wait, BACK_OFF * 2 ** (attempts - 1))
         if wait > LONGEST_WAIT:
             raise _SourceError(f"{setback}; it asks to wait {wait:g} s")
-        if attempts >= setback.limit:
+        if attempts >= setback.limit or not contact.allows(wait):
             raise _SourceError(str(setback))
         _say(f"{setback}; next attempt in {wait:g} s")
         time.sleep(wait)
@@ -334,49 +425,60 @@ def _first_line(error: Exception) -> str:
 
 
 def _attempt(
-    session: requests.Session, url: str, part: Path, if_range: dict[str, str]
+    session: requests.Session,
+    url: str,
+    part: Path,
+    if_range: dict[str, str],
+    contact: _Contact,
 ) -> None:
     """Ask once for what `part` lacks.
 
     `if_range` is the header that keeps the server from continuing with another version
     of the file; it is empty until an answer has named the version.
     """
-    with part.open("ab") as file:
-        headers = {"Accept-Encoding": "identity"}
-        if had := file.tell():
-            headers.update(if_range, Range=f"bytes={had}-")
-        with session.get(
-            url, headers=headers, stream=True, timeout=TIMEOUT
-        ) as response:
-            status = response.status_code
-            content_range = response.headers.get("Content-Range", "")
-            if status == 416 and content_range == f"bytes */{had}":
-                return  # it lacks nothing
-            if status in _PASSING_STATUSES:
-                wait = response.headers.get("Retry-After", "")
-                raise _Setback(_shown(response), float(wait) if wait.isdigit() else 0.0)
-            if status not in (200, 206, 416):
-                raise _SourceError(_shown(response))
-            continues = status == 206 and content_range.startswith(f"bytes {had}-")
-            if had and not continues:
-                file.seek(file.truncate(0))
-            if status != 200 and not continues:
-                raise _Setback("the server has no such rest of the file")
-            etag = response.headers.get("ETag", "")
-            if etag.startswith('"'):  # a weak one, W/"...", names no bytes
-                if_range["If-Range"] = etag
+    headers = {"Accept-Encoding": "identity"}
+    if had := _size(part):
+        headers.update(if_range, Range=f"bytes={had}-")
+
+    def request() -> requests.Response:
+        return session.get(url, headers=headers, stream=True, timeout=TIMEOUT)
+
+    with contact.ask(request) as response:
+        status = response.status_code
+        content_range = response.headers.get("Content-Range", "")
+        if status == 416 and content_range == f"bytes */{had}":
+            return  # it lacks nothing
+        if status in _PASSING_STATUSES:
+            raise _Setback(_shown(response), _wait_asked_for(response))
+        if status not in (200, 206, 416):
+            raise _SourceError(_shown(response))
+        continues = status == 206 and content_range.startswith(f"bytes {had}-")
+        if status != 200 and not continues:
+            part.unlink(missing_ok=True)
+            raise _Setback("the server has no such rest of the file")
+        etag = response.headers.get("ETag", "")
+        if etag.startswith('"'):  # a weak one, W/"...", names no bytes
+            if_range["If-Range"] = etag
+        with part.open("ab" if continues else "wb") as file:
             _receive(response, file)
+
+
+def _wait_asked_for(response: requests.Response) -> float:
+    """Return the seconds that Retry-After asks for, in seconds or as a date."""
+    text = response.headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+        return max(0.0, (date - datetime.now(timezone.utc)).total_seconds())
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
 
 
 def _receive(response: requests.Response, file: BinaryIO) -> None:
     had, rest = file.tell(), response.raw.length_remaining
-    with tqdm(
-        total=None if rest is None else had + rest,
-        initial=had,
-        unit="B",
-        unit_scale=True,
-        disable=None,
-    ) as bar:
+    total = None if rest is None else had + rest
+    with progress("downloading", total=total, done=had, unit="B") as bar:
         # Larger pieces lose more of a broken connection: only whole ones arrive.
         for piece in response.iter_content(1 << 15):
             file.write(piece)
@@ -412,7 +514,7 @@ def _unpack(part: Path, checkpoint: Checkpoint) -> str:
             members = [m for m in archive.infolist() if m.filename.endswith(".params")]
             if len(members) != 1:
                 return f"is a zip with {len(members)} .params files instead of one"
-            if members[0].file_size > _LARGEST_UNPACKED:
+            if members[0].file_size > LARGEST_UNPACKED:
                 return f"is a zip that unpacks to {members[0].file_size} bytes"
             # Reads no more than the size above; the member's path is not used.
             with archive.open(members[0]) as source, unpacked.open("wb") as target:

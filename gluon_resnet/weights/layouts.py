@@ -2,9 +2,10 @@
 """How other projects name the parameters of these networks.
 
 A layout is `keys(spec, names) -> {our name: their key}`, or None where that project has
-no such network. `names` are the parameter names of a network of this package in their
-order; they are its own file format: `stem.conv1.weight`, `stage1.0.body.bn1.gamma`,
-`stage2.0.shortcut.conv.weight`, `fc.bias`.
+no such network; all keys of a file may stand behind one prefix. `names` are the
+parameter names of a network of this package in their order; they are its own file
+format: `stem.conv1.weight`, `stage1.0.body.bn1.gamma`, `stage2.0.shortcut.conv.weight`,
+`fc.bias`.
 """
 
 import re
@@ -23,9 +24,6 @@ _POOL_FAMILIES = {"v1d", "resnest"}
 _OPENMMLAB_FAMILIES = {"v1b", "v1c", "v1d", "wide", "cifar", "resnest"}
 _SEQUENTIAL_FAMILIES = {"v1", "v2", "cifar_v1", "cifar_v2"}
 
-_SYMBOL_PREFIX = re.compile(
-    r"^(\w+?_)??(?=((stage|layers|down)\d_)?(conv|batchnorm|dense)\d+_[a-z_]+$)"
-)
 _TORCH_BATCH_NORM = (
     (r"\.gamma$", ".weight"),
     (r"\.beta$", ".bias"),
@@ -79,7 +77,7 @@ def gluon_features(spec: ModelSpec, names: Sequence[str]) -> Keys:
     # ReLU and max-pooling of the ImageNet stem have a position, too.
     first_stage = len(stem) + (2 if spec.size == 224 else 0)
     last = first_stage + len(spec.blocks)
-    rules = [
+    rules: list[Rule] = [
         (
             r"^stage(\d)\.",
             lambda m: f"features.{first_stage + int(m[1]) - 1}.",
@@ -104,7 +102,8 @@ def gluon_features(spec: ModelSpec, names: Sequence[str]) -> Keys:
 def gluon_symbol(spec: ModelSpec, names: Sequence[str]) -> Keys:
     """Name by creation order, as exported Gluon nets and the ONNX Model Zoo do.
 
-    `conv0_weight`, `stage1_batchnorm2_gamma`, ...: as `bare_symbol` leaves them.
+    `conv0_weight`, `stage1_batchnorm2_gamma`, ...: behind a prefix of the network's own
+    (`resnetv17_`, `resnest0_`), which tells how many networks the process had made.
     """
     if spec.family in _SEQUENTIAL_FAMILIES:
         scopes = {"body": "stage", "shortcut": "stage", "preactivation": "stage"}
@@ -112,7 +111,9 @@ def gluon_symbol(spec: ModelSpec, names: Sequence[str]) -> Keys:
         return None
     else:
         scopes = {"body": "layers", "shortcut": "down"}
-    counts, layers, keys = Counter(), {}, {}
+    counts: Counter[tuple[str, str]] = Counter()
+    layers: dict[str, str] = {}
+    keys: dict[str, str] = {}
     for name in names:
         layer, _, parameter = name.rpartition(".")
         if layer not in layers:
@@ -125,12 +126,27 @@ def gluon_symbol(spec: ModelSpec, names: Sequence[str]) -> Keys:
     return keys
 
 
-def bare_symbol(key: str) -> str:
-    """Drop the network's own prefix (`resnetv17_`, `resnest0_`) of a symbol's key.
+def mxnet_gallery(spec: ModelSpec, names: Sequence[str]) -> Keys:
+    """Name as MXNet's model gallery does: `stage1_unit1_conv1_weight`.
 
-    It depends on how many networks the exporting process had made.
+    Its ResNets (symbols/resnet.py of MXNet's image-classification example) are v2.
     """
-    return _SYMBOL_PREFIX.sub("", key, count=1)
+    if spec.family != "v2":
+        return None
+    rules = (
+        (r"^stem\.bn0\.", "bn_data_"),
+        (r"^stem\.conv1\.", "conv0_"),
+        (r"^stem\.bn1\.", "bn0_"),
+        (r"^norm\.", "bn1_"),
+        (r"^fc\.", "fc1_"),
+        (
+            r"^stage(\d)\.(\d+)\.(?:(?:body|preactivation)\.)?(\w+)\.",
+            lambda m: f"stage{m[1]}_unit{int(m[2]) + 1}_{m[3]}_",
+        ),
+        (r"_shortcut_", "_sc_"),
+        (r"_running_", "_moving_"),
+    )
+    return _renamed(names, rules)
 
 
 LAYOUTS = (
@@ -140,6 +156,7 @@ LAYOUTS = (
     gluoncv_attributes,
     gluon_features,
     gluon_symbol,
+    mxnet_gallery,
 )
 
 

@@ -7,6 +7,7 @@ A tag is timm's own for its weights, `onnx_zoo`, `gluoncv` or `mxnet` for those 
 `authors` for the ResNeSt authors' files, and `openmmlab_` with the name of the page's
 configuration, less architecture and `_in1k`, for OpenMMLab's. A second file of the same
 tag, of another format or age, adds the first eight digits of its checksum.
+The checkpoint that comes with this package is a row, too.
 
 Left out is what no network of this package takes; `models.names` says why to whom asks
 for it by name.
@@ -15,6 +16,8 @@ for it by name.
 import difflib
 import fnmatch
 import json
+import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
@@ -25,6 +28,9 @@ from gluon_resnet.errors import InputError
 from gluon_resnet.models.catalog import CATALOG, model_spec
 from gluon_resnet.models.names import resolve
 from gluon_resnet.preprocess import Protocol
+from gluon_resnet.weights.card import Card, FileDigest, class_names_of, digest_of
+
+log = logging.getLogger(__name__)
 
 DEFAULT_WEIGHTS = "resnest50d.in1k"
 """The ImageNet weights taken where none are asked for: 81 % top-1 from 110 MB and 5.4 G
@@ -59,6 +65,8 @@ class Checkpoint:
     """Places in order of preference; a .zip holds one .params file of the same stem."""
     hub: str = ""
     """Hugging Face repository whose `model.safetensors` it is."""
+    bundled: str = ""
+    """Name in `bundled.FOLDER` of a file that comes with this package."""
     size: Optional[int] = None
     """Bytes, where published."""
     sha256: str = ""
@@ -90,6 +98,26 @@ class Checkpoint:
     def name(self) -> str:
         """MODEL.TAG, which names the row."""
         return f"{self.model}.{self.tag}"
+
+    @property
+    def files(self) -> list[str]:
+        """The names of its file: in the cache, here, and where it is published."""
+        published = (url.rpartition("/")[2] for url in self.urls)
+        return [f"{self.name}.{self.format}", *filter(None, (self.bundled, *published))]
+
+    @property
+    def card(self) -> Card:
+        """How the weights are used, as a card tells it."""
+        metrics = {"top1": self.top1, "top5": self.top5}
+        return Card(
+            self.model,
+            self.protocol,
+            classes=class_names_of(self.data_set, self.num_classes),
+            data_set=self.data_set,
+            weights=FileDigest(self.files[-1], self.sha256) if self.sha256 else None,
+            metrics={name: value for name, value in metrics.items() if value},
+            licence=self.licence,
+        )
 
     @property
     def checksum(self) -> str:
@@ -128,8 +156,8 @@ def checkpoint(name: str) -> Checkpoint:
     one checkpoint stands for that one (`models.names`). Also the URL or the file name
     of a row.
     The default is timm's own where timm has the network, else it has, in order of
-    weight: a licence for all uses, the model's own number of classes, a host that
-    answers (the Hugging Face Hub before others), the highest published top-1.
+    weight: a licence for all uses, the data set that the network is made for, a host
+    that answers (the Hugging Face Hub before others), the highest published top-1.
     Raises InputError with the nearest names where there is no such row, and with the
     reason for weights that are known and cannot be loaded.
     """
@@ -156,18 +184,71 @@ def published_file(name: str) -> Optional[Checkpoint]:
 
     Where two ages of a file have the same name, the name is the newest's.
     """
-    files = _files()
+    files, name = _files(), name.partition("?")[0]
     return files.get(name) or files.get(name.rpartition("/")[2])
+
+
+def row_of_url(weights: object, name: Optional[str] = None) -> Optional[Checkpoint]:
+    """Return the row whose URL `weights` is; None where it is no URL but a path.
+
+    name: the network that it must be of. Raises InputError where it is not, and for a
+    URL that is not in the table.
+    """
+    # A Path makes one slash of two.
+    if not (match := re.match(r"(https?):/+(.+)", str(weights))):
+        return None
+    url = f"{match[1]}://{match[2]}"
+    if (row := published_file(url)) is None:
+        raise InputError(
+            f"{url} is in no table of weights: download it and give the file's path"
+        )
+    if name is not None and row.model != model_spec(name).name:
+        raise InputError(
+            f"{url} is {row.name}, not weights of {name}: give a name and a file of "
+            "the same network"
+        )
+    log.info("%s is %s: its pixels and its classes are taken", url, row.name)
+    return row
+
+
+def names_weights(name: str) -> bool:
+    """Return whether a name has a tag or is a file's: certain weights are meant.
+
+    Other names, also such of configurations and on pages, are a network's, too.
+    """
+    has_tag = "." in name and not name.endswith((".py", ".onnx"))
+    return has_tag or published_file(name) is not None
+
+
+def row_of_file(path: Path) -> Optional[tuple[Checkpoint, str]]:
+    """Return the row whose file this is, and what tells it; None if none does.
+
+    It is told by the file's name, by the digits of the checksum at the end of its name,
+    or by its checksum.
+    """
+    if (row := published_file(path.name)) is not None:
+        return row, "its name"
+    by_digits = _by_digits()
+    digits = re.search(r"-([0-9a-f]{8})$", path.stem)
+    if digits and digits[1] in by_digits:
+        return by_digits[digits[1]], "the checksum in its name"
+    for algorithm in ("sha256", "sha1"):
+        digest = digest_of(path, algorithm)
+        row = by_digits.get(digest[:8])
+        if row and (published := getattr(row, algorithm)):
+            if digest.startswith(published):
+                return row, f"its {algorithm}"
+    return None
 
 
 def _preference(row: Checkpoint) -> tuple:
     on_hub = bool(row.hub) or any("//huggingface.co/" in url for url in row.urls)
     answers = on_hub or not all(url.startswith(_GONE) for url in row.urls)
-    own_classes = row.num_classes == CATALOG[row.model].num_classes
+    made_for = {1000: "imagenet", 10: "cifar10"}[CATALOG[row.model].num_classes]
     return (
         row.name in _TIMMS_CHOICE,
         "-NC" not in row.licence,
-        own_classes,
+        row.data_set == made_for,
         answers,
         on_hub,
         row.top1 or 0,
@@ -190,15 +271,25 @@ def _files() -> dict[str, Checkpoint]:
     """Rows by each URL, by the file's name in it, and by a .zip's file."""
     files: dict[str, Checkpoint] = {}
     for row in _table().values():
-        for url in row.urls:
-            file = url.rpartition("/")[2]
-            for name in (url, file, file.replace(".zip", ".params")):
-                files.setdefault(name, row)
+        for name in (*row.urls, *row.files):
+            files.setdefault(name, row)
+            files.setdefault(name.replace(".zip", ".params"), row)
         if row.hub:  # All its files have the same name.
             files[
                 f"https://huggingface.co/{row.hub}/resolve/main/model.safetensors"
             ] = row
     return files
+
+
+@cache
+def _by_digits() -> dict[str, Checkpoint]:
+    """Rows by the first eight digits of their checksums."""
+    return {
+        digest[:8]: row
+        for row in _table().values()
+        for digest in (row.sha1, row.sha256)
+        if digest
+    }
 
 
 def _rows(family: dict, protocols: dict[str, Protocol]) -> Iterator[Checkpoint]:

@@ -8,6 +8,8 @@ few instructions that torch writes for tensors in dictionaries, to which the fun
 they name are text. A file that names any other function is refused.
 """
 
+import functools
+import logging
 import mmap
 import pickletools
 import struct
@@ -15,16 +17,18 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple, Optional, Union, cast
 
 import numpy as np
 
 from gluon_resnet.errors import InputError
-from gluon_resnet.weights.arrays import BFLOAT16
+from gluon_resnet.weights.arrays import BFLOAT16, DamagedError, shown
+
+log = logging.getLogger(__name__)
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickled number
 
-_DTYPES = {
+_DTYPES: dict[str, np.dtype] = {
     "torch FloatStorage": np.dtype("<f4"),
     "torch DoubleStorage": np.dtype("<f8"),
     "torch HalfStorage": np.dtype("<f2"),
@@ -36,7 +40,14 @@ _DTYPES = {
     "torch ByteStorage": np.dtype("u1"),
     "torch BoolStorage": np.dtype("?"),
 }
-_DICT = "collections OrderedDict"
+# Dictionaries, with or without a beginning; Lightning saves options in one of its own.
+_DICTS = {
+    "collections OrderedDict",
+    "collections defaultdict",
+    "lightning.fabric.utilities.data AttributeDict",
+    "lightning_fabric.utilities.data AttributeDict",
+    "pytorch_lightning.utilities.parsing AttributeDict",
+}
 _TENSOR, _PARAMETER = (
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_parameter",
@@ -51,12 +62,24 @@ _BESIDE = {
     "numpy.core.multiarray scalar",
     "numpy._core.multiarray _reconstruct",
     "numpy._core.multiarray scalar",
+    "pathlib PosixPath",
+    "pathlib WindowsPath",
     "torch Size",
     "torch device",
 }
-_KNOWN = {_DICT, _TENSOR, _PARAMETER, *_DTYPES, *_BESIDE}
+# What a defaultdict of a pickle makes its missing values with.
+_TYPES = {
+    f"{module} {name}"
+    for module in ("builtins", "__builtin__")
+    for name in ("dict", "list", "int", "float")
+}
+_KNOWN = {*_DICTS, _TENSOR, _PARAMETER, *_DTYPES, *_BESIDE, *_TYPES}
 # Where scripts put the weights: averaged ones first, as timm's loader prefers them.
-_WEIGHTS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_WEIGHTS = (
+    *("state_dict_ema", "model_ema", "ema"),
+    *("state_dict", "model", "model_state_dict", "net", "module"),
+)
+_SHOWN = 10  # keys in an error
 
 
 class _Function(NamedTuple):
@@ -79,7 +102,7 @@ _PUSHES = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
 }
-_MAKES = {
+_MAKES: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
     "NEWFALSE": lambda: False,
@@ -99,6 +122,7 @@ def read_zip(
     """
     folder = pickle[: -len("data.pkl")]
 
+    @functools.cache  # many tensors may share a storage, whose checksum takes time
     def member(name: str) -> memoryview:
         return _stored(archive.getinfo(f"{folder}{name}"), view)
 
@@ -116,7 +140,8 @@ def read_legacy(file: mmap.mmap) -> dict[str, np.ndarray]:
     _check_byte_order(system["little_endian"])
     content, storages = _describe(file)
     keys, _ = _describe(file)
-    view, position, stored = memoryview(file), file.tell(), {}
+    view, position = memoryview(file), file.tell()
+    stored: dict[str, memoryview] = {}
     for key in map(_checked, keys):
         (count,) = struct.unpack_from("<q", view, position)
         end = position + 8 + count * storages[key].dtype.itemsize
@@ -128,12 +153,12 @@ def read_legacy(file: mmap.mmap) -> dict[str, np.ndarray]:
 def _stored(member: zipfile.ZipInfo, view: memoryview) -> memoryview:
     """View the bytes of a member of an archive; torch compresses none."""
     if member.compress_type != zipfile.ZIP_STORED:
-        raise InputError(f"{member.filename} is compressed; save it with torch")
+        raise InputError(f"{shown(member.filename)} is compressed; save it with torch")
     start = member.header_offset
     start += 30 + sum(struct.unpack_from("<HH", view, start + 26))  # name, extra field
     stored = view[start : start + member.file_size]
     if zlib.crc32(stored) != member.CRC:
-        raise ValueError(f"the checksum of {member.filename} is wrong")
+        raise DamagedError(f"the checksum of {shown(member.filename)} is wrong")
     return stored
 
 
@@ -146,19 +171,37 @@ def _weights(
     content: Any, stored: Callable[[_Storage], memoryview]
 ) -> dict[str, np.ndarray]:
     """Return the arrays of the dictionary that holds the weights."""
-    nested = (content[key] for key in _WEIGHTS if isinstance(content.get(key), dict))
-    weights = next(nested, content)
-    arrays = {
+    if not isinstance(content, dict):
+        kinds = {list: "a list", tuple: "a tuple", _Tensor: "one tensor"}
+        raise InputError(
+            f"it holds {kinds.get(type(content), 'something else')} and no dictionary "
+            "of tensors; save the network's state_dict()"
+        )
+    weights = _dictionary_of_tensors(content)
+    if weights is None:
+        keys = ", ".join(map(shown, list(content)[:_SHOWN])) or "nothing"
+        raise InputError(
+            f"it holds {keys} and no tensors by name; save the network's state_dict()"
+        )
+    return {
         key: _array(tensor, np.frombuffer(stored(tensor.storage), tensor.storage.dtype))
         for key, tensor in weights.items()
         if isinstance(key, str) and isinstance(tensor, _Tensor)
     }
-    if not arrays:
-        raise InputError(
-            f"it holds {', '.join(map(str, content))} and no tensors by name; save the "
-            "network's state_dict()"
-        )
-    return arrays
+
+
+def _dictionary_of_tensors(content: dict) -> Optional[dict]:
+    """Return the dictionary of tensors by name in `content` or in what it nests."""
+    for key in _WEIGHTS:
+        if isinstance(content.get(key), dict):
+            if weights := _dictionary_of_tensors(content[key]):
+                log.info("the weights are those under %r", key)
+                return weights
+    has_tensors = any(
+        isinstance(key, str) and isinstance(tensor, _Tensor)
+        for key, tensor in content.items()
+    )
+    return content if has_tensors else None
 
 
 def _array(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
@@ -167,21 +210,25 @@ def _array(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
         (side - 1) * stride for side, stride in zip(tensor.shape, tensor.strides)
     )
     if min(numbers) < 0 or last >= storage.size:
-        raise ValueError(f"a tensor reaches beyond its {storage.size} stored values")
+        raise DamagedError(f"a tensor reaches beyond its {storage.size} stored values")
     strides = [storage.itemsize * stride for stride in tensor.strides]
     return np.lib.stride_tricks.as_strided(
         storage[tensor.start :], tensor.shape, strides
     )
 
 
-def _describe(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
+def _describe(file: Union[IO[bytes], mmap.mmap]) -> tuple[Any, dict[str, _Storage]]:
     """Return what the pickle at the file's position describes, and its storages.
 
     Dictionaries, lists, tuples, texts and numbers are themselves; what the functions
     named in `_BESIDE` would have made is None.
     """
-    stack, outer_stacks, memo, storages = [], [], {}, {}
-    for opcode, argument, _ in pickletools.genops(file):
+    stack: list[Any] = []
+    outer_stacks: list[list[Any]] = []
+    memo: dict[Any, Any] = {}
+    storages: dict[str, _Storage] = {}
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(cast(IO[bytes], file)):
         instruction = opcode.name
         if instruction in ("TUPLE", "APPENDS", "SETITEMS"):  # of all since the mark
             items, stack = stack, outer_stacks.pop()
@@ -229,9 +276,10 @@ def _describe(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
         elif instruction == "BUILD":  # attributes, such as a state_dict's versions
             stack.pop()
         elif instruction not in ("PROTO", "FRAME", "STOP"):
+            called = f" {shown(argument)}" if instruction == "INST" else ""
             raise InputError(
-                f"its pickle has the instruction {instruction} {argument or ''}, which "
-                "torch does not write for weights; nothing of it was run"
+                f"its pickle has the instruction {instruction}{called}, which torch "
+                "does not write for weights; nothing of it was run"
             )
     return stack.pop(), storages
 
@@ -239,9 +287,9 @@ def _describe(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
 def _known(function: str) -> str:
     if function not in _KNOWN:
         raise InputError(
-            f"its pickle calls {'.'.join(function.split())}, which torch does not call "
-            "for weights; nothing of it was run; if you trust the file, load it with "
-            "torch and save the state_dict() alone"
+            f"its pickle calls {shown('.'.join(function.split()))}, which torch does "
+            "not call for weights; nothing of it was run; if you trust the file, load "
+            "it with torch and save the state_dict() alone"
         )
     return function
 
@@ -252,13 +300,18 @@ def _checked(key: Any) -> Any:
     Hashing tuples that are nested deep enough would crash the interpreter.
     """
     if isinstance(key, tuple):
-        raise ValueError("a dictionary with a key that is a tuple")
+        raise DamagedError("a dictionary has a key that is a tuple")
     return key
 
 
 def _result(function: _Function, arguments: tuple) -> Any:
-    if function.name == _DICT:  # with pairs where Python 2 wrote it
-        return {_checked(key): value for pairs in arguments for key, value in pairs}
+    if function.name in _DICTS:  # with pairs where Python 2 wrote it
+        return {
+            _checked(key): value
+            for pairs in arguments
+            if not isinstance(pairs, _Function)  # of a defaultdict
+            for key, value in pairs
+        }
     if function.name == _TENSOR:
         return _Tensor(*arguments[:4])
     if function.name == _PARAMETER:
