@@ -82,7 +82,10 @@ def test_form_is_fused(count):
     net = drawn("resnet18_v1")
     kernels = kernels_of(net, (count, 3, 64, 64))
     assert len([1 for layer in net.collect_params() if "conv" in layer]) == 20
-    assert Counter(kernel["primitive"] for kernel in kernels) == {
+    found = Counter(kernel["primitive"] for kernel in kernels)
+    # oneDNN's and, where llvmlite is installed, Winograd's
+    found["convolution_forward"] += found.pop("convolution", 0)
+    assert found == {
         "reorder": 1,  # of the image
         "convolution_forward": 20,
         "pooling_forward": 2,
@@ -100,10 +103,12 @@ def test_split_attention_needs_no_reduction():
 
 def test_bf16_computes_convolutions_in_bf16_but_the_first():
     kernels = kernels_of(drawn("resnet18_v1"), (1, 3, 64, 64), precision="bf16")
-    names = [k["kernel"] for k in kernels if k["primitive"] == "convolution_forward"]
+    names = [k["kernel"] for k in kernels if "convolution" in k["primitive"]]
     assert "bf16" not in names[0]
     if "avx512_bf16" in cpu_flags():
-        assert all(name.endswith("bf16") for name in names[1:])
+        # Winograd's kernels multiply maps of few channels in float32, as fast.
+        direct = [name for name in names[1:] if "winograd" not in name]
+        assert direct and all(name.endswith("bf16") for name in direct)
 
 
 def python(code, **environment):
@@ -276,4 +281,5 @@ def test_memory_of_a_tensor_is_given_on_and_never_shared(model):
                 one.offset + one.nbytes <= other.offset
                 or other.offset + other.nbytes <= one.offset
             )
-    assert plan.nbytes < sum(storage.nbytes for storage in plan.storages) / 4
+    taken = max(storage.offset + storage.nbytes for storage in plan.storages)
+    assert taken < sum(storage.nbytes for storage in plan.storages) / 4

@@ -26,9 +26,10 @@ from gluon_resnet.quantize import quantize
 from gluon_resnet.training.recipe import Recipe
 from gluon_resnet.training.step import TrainingStep
 
-# Of the largest logit, as in test_inference.py.
+# Of the largest logit, as in test_inference.py; in bfloat16 more, because the logits
+# of few classes are small here.
 FP32_TOLERANCE = 3e-6
-BF16_TOLERANCE = 0.012
+BF16_TOLERANCE = 0.02
 NETS = ["cifar_resnet20_v1", "cifar_resnet20_v2", "resnest14d"]
 
 

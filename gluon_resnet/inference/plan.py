@@ -10,20 +10,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 import numpy as np
 
 from gluon_resnet.inference import onednn
-from gluon_resnet.inference.onednn import (
-    Call,
-    Descriptor,
-    DType,
-    Kernel,
-    Layout,
-    Memory,
-)
+from gluon_resnet.inference.onednn import Descriptor, DType, Layout, Memory
 from gluon_resnet.inference.packing import ALIGNMENT, Weight, Weights, aligned
+
+if TYPE_CHECKING:
+    from gluon_resnet.inference.winograd import kernel as winograd
+
+    Kernel = Union[onednn.Kernel, winograd.Kernel]
+    Call = Union[onednn.Call, winograd.Call]
 
 
 class PlanError(ValueError):
@@ -83,7 +82,7 @@ class Plan:
 
     def __init__(
         self,
-        calls: Sequence[tuple[str, Call]],
+        calls: "Sequence[tuple[str, Call]]",
         image: Memory,
         logits: Memory,
         storages: Sequence[Storage],
@@ -136,7 +135,7 @@ class Plan:
 
 class _PlannedCall(NamedTuple):
     layer: str
-    kernel: Kernel
+    kernel: "Kernel"
     memories: dict[int, Memory]
     weight: Optional[Weight]
 
@@ -148,11 +147,21 @@ class PlanBuilder:
     """
 
     def __init__(
-        self, weights: Weights, shape: tuple[int, int, int, int], dtype: DType
+        self,
+        weights: Weights,
+        shape: tuple[int, int, int, int],
+        dtype: DType,
+        *,
+        transforms: bool = True,
     ):
-        """shape: of the images (N, C, H, W); dtype: of results, F32 or BF16."""
+        """shape: of the images (N, C, H, W); dtype: of results, F32 or BF16.
+
+        transforms: whether weights may be transformed for Winograd's kernels, which
+        takes more memory.
+        """
         self.weights = weights
         self.dtype = dtype
+        self.transforms = transforms
         self.image = Tensor(
             tuple(shape),
             DType.F32,
@@ -227,7 +236,7 @@ class PlanBuilder:
     def call(
         self,
         layer: str,
-        describe: Callable[..., Kernel],
+        describe: "Callable[..., Kernel]",
         tensors: Mapping[int, Operand],
         scales: Mapping[int, Scale] = {},
         weight: Optional[Weight] = None,
@@ -316,10 +325,10 @@ class PlanBuilder:
             memory.point_to(address + size)
         calls = []
         for layer, kernel, memories, weight in self._calls:
+            tensors: dict[int, Any] = dict(memories)
             if weight:
-                packed = self.weights.packed(weight, kernel.weights)
-                memories = memories | {onednn.WEIGHTS: packed}
-            calls.append((layer, kernel.bind(memories)))
+                tensors[onednn.WEIGHTS] = self.weights.packed(weight, kernel.weights)
+            calls.append((layer, kernel.bind(tensors)))
         return Plan(
             calls, self.image.memory, logits.memory, storages, arena, logits.dims[1]
         )
