@@ -116,6 +116,24 @@ def test_an_affinity_that_was_set_after_the_import_is_kept(model):
     assert os.sched_getaffinity(workers[0].native_id) == set(CPUS[1:2])
 
 
+@needs_two_cpus
+def test_threads_stay_at_their_places_where_openmp_binds_others():
+    code = """
+import os, threading
+import mxnet as mx
+from gluon_resnet import create_model, inference_form
+
+form = inference_form(create_model("cifar_resnet20_v1"))
+form(mx.nd.zeros((4, 3, 32, 32)))
+workers = [t for t in threading.enumerate() if t.name == "gluon_resnet"]
+places = sorted(sorted(os.sched_getaffinity(t.native_id)) for t in workers)
+assert places == sorted(form._places), places
+print(sum(map(len, places)))
+"""
+    done = python(code, OMP_PROC_BIND="true", OMP_NUM_THREADS="2")
+    assert (done.stderr, done.stdout) == ("", f"{len(CPUS)}\n")
+
+
 def topology(folder, siblings):
     for number, text in enumerate(siblings):
         (folder / f"cpu{number}" / "topology").mkdir(parents=True)
@@ -211,11 +229,11 @@ def test_a_fork_waits_until_no_thread_plans(model):
     assert len(planned) == 8
 
 
-def python(code, **options):
-    environment = {**os.environ, "PYTHONPATH": "."}
+def python(code, **environment):
+    environment = {**os.environ, "PYTHONPATH": ".", **environment}
     command = [sys.executable, "-c", "import gluon_resnet\n" + code]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=environment, **options
+        command, capture_output=True, text=True, timeout=120, env=environment
     )
 
 

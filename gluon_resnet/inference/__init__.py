@@ -7,3 +7,7 @@ plan.py make them kernels of onednn.py with their memory and weights (packing.py
 int8.py is a model of calibrated ranges (calibration.py) and its file. What no kernel
 computes (coverage.py) is left to MXNet (fallback.py).
 """
+
+from gluon_resnet import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(__name__, __file__)

@@ -31,9 +31,14 @@ def max_threads_function() -> Callable[[], int]:
     return _library().omp_get_max_threads
 
 
-def set_max_threads(number: int) -> None:
-    """Let the regions of the calling thread, not of others, have `number` threads."""
-    _library().omp_set_num_threads(number)
+def compute_alone() -> None:
+    """Let the calling thread compute with no other, wherever it is told to stay."""
+    openmp = _library()
+    openmp.omp_set_num_threads(1)
+    if openmp.omp_get_proc_bind():
+        # A thread's first region binds it to the first place: have that behind it. The
+        # region does free(NULL), which does nothing.
+        openmp.GOMP_parallel(ctypes.CDLL(None).free, None, 1, 0)
 
 
 def allowed_cpus() -> set[int]:

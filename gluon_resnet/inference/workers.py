@@ -134,7 +134,7 @@ class _Call:
 
 def _work(calls: "SimpleQueue[Optional[_Call]]", place: Iterable[int]) -> None:
     """Do the tasks of calls, until there is None instead of one."""
-    openmp.set_max_threads(1)
+    openmp.compute_alone()
     # A container's CPUs may have become fewer: then wherever this thread is.
     with contextlib.suppress(OSError):
         if place:
