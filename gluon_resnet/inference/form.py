@@ -35,6 +35,7 @@ from gluon_resnet.inference.packing import Weights
 from gluon_resnet.inference.plan import Plan, PlanError
 from gluon_resnet.inference.rewrites import inference_graph
 from gluon_resnet.inference.steps import steps_of
+from gluon_resnet.inference.winograd import choice
 from gluon_resnet.inference.workers import Workers
 from gluon_resnet.precision import check_device
 
@@ -124,7 +125,10 @@ class PlannedForm:
 
     def __init__(self, graph: Graph, arrays: Mapping[str, np.ndarray], precision: str):
         """graph, arrays: of `inference_graph`, or of an int8 model."""
-        log.info("%s: fused kernels of oneDNN, %s", precision, onednn.instructions())
+        log.info(
+            "%s: fused kernels of oneDNN, %s; 3x3 convolutions by %s",
+            *(precision, onednn.instructions(), choice.described()),
+        )
         self._steps = steps_of(graph)
         self._head = graph.end.inputs[0]
         self._weights = Weights(arrays)

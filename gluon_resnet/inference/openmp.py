@@ -13,6 +13,13 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL("libgomp.so.1")
 
 
+def address_of(function: str) -> int:
+    """Return where a function of libgomp's is, for native code to call."""
+    address = ctypes.cast(getattr(_library(), function), ctypes.c_void_p).value
+    assert address is not None, "what getattr finds is in memory"
+    return address
+
+
 def max_threads() -> int:
     """Return how many threads the next parallel region of the calling thread has."""
     return _library().omp_get_max_threads()

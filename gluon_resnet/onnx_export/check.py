@@ -171,8 +171,8 @@ def _drawn(file: _File, images: onnxruntime.NodeArg) -> Iterator[np.ndarray]:
         dims[sides.pop(0)] = 3  # of channels that come first
     if len(sides) not in (0, 2):
         raise InputError(
-            f"{file.name} takes images of {images.shape}; (N, C, H, W) or (H, W, 3) can "
-            "be checked, with both sides free or given"
+            f"{file.name} takes images of {images.shape}; "
+            "(N, C, H, W) or (H, W, 3), both sides free or given, can be checked"
         )
     for free in _FREE_SIDES if sides else ((),):
         for number, side in zip(sides, free):
