@@ -134,7 +134,8 @@ class PlannedForm:
         self._weights = Weights(arrays)
         self._dtype = DType.BF16 if precision == "bf16" else DType.F32
         self._pixels_at_a_time = _AT_A_TIME[precision] * 224 * 224
-        self._places = _places(openmp.max_threads())
+        self._max_threads = openmp.max_threads_function()
+        self._places = _places(self._max_threads())
         self._start()
         _forms.add(self)
 
@@ -142,7 +143,7 @@ class PlannedForm:
         self._lock = threading.RLock()
         self._plans: dict[_Group, Sequence[Plan]] = {}  # the last that were used last
         # To wake a thread takes as long as small networks do for an image.
-        is_alone = len(self._places) == 1 and openmp.max_threads() == 1
+        is_alone = len(self._places) == 1 and self._max_threads() == 1
         self._workers = Workers([] if is_alone and not _is_forked else self._places)
 
     def __call__(self, images: mx.nd.NDArray) -> mx.nd.NDArray:
@@ -161,7 +162,7 @@ class PlannedForm:
             logits = mx.nd.empty((shape[0], num_classes), ctx=ctx)
             try:
                 if shape[0]:
-                    self._run(division, plans, images, logits)
+                    self._run(division, plans, images, logits, 4 * num_classes)
             finally:
                 if not self._workers.are_busy:
                     self._plans.update(plans)
@@ -197,15 +198,15 @@ class PlannedForm:
         Who takes them gives them back when nobody uses them any more. Should one signal
         after the other have ended a call while workers are busy, nobody gets them.
         """
-        threads = None if _is_forked else openmp.max_threads()
+        threads = None if _is_forked else self._max_threads()
         try:
             division = _divided(
                 shape, self._pixels_at_a_time, len(self._workers), threads
             )
-            return division, {
-                group: self._plans.pop(group, ()) or self._made(group)
-                for group in division.groups
-            }
+            plans = {}
+            for group in division.groups:
+                plans[group] = self._plans.pop(group, ()) or self._made(group)
+            return division, plans
         except PlanError as error:
             raise InputError(
                 f"images of shape {shape} do not fit this network ({error}); give "
@@ -247,17 +248,11 @@ class PlannedForm:
         plans: "dict[_Group, Sequence[Plan]]",
         images: mx.nd.NDArray,
         logits: mx.nd.NDArray,
+        row_bytes: int,
     ) -> None:
         """Compute all images. Whoever computes some holds on to what it works on."""
         images_address, logits_address = _address(images), _address(logits)
-        image_bytes = 4 * math.prod(images.shape[1:])
-        row_bytes = 4 * logits.shape[1]
-
-        def run(plan: Plan, first: int) -> None:
-            plan.run(
-                images_address + first * image_bytes, logits_address + first * row_bytes
-            )
-
+        image_bytes = division.image_bytes
         if division.shared:
             parts = deque(division.shared)
 
@@ -267,7 +262,10 @@ class PlannedForm:
                         group, first = parts.popleft()
                     except IndexError:
                         return  # another worker has the last one
-                    run(plans[group][worker], first)
+                    plans[group][worker].run(
+                        images_address + first * image_bytes,
+                        logits_address + first * row_bytes,
+                    )
 
             tasks = [
                 partial(work, worker, (images, logits))
@@ -275,7 +273,9 @@ class PlannedForm:
             ]
             self._workers.run(tasks, cancel=parts.clear)
         for group, first in division.own:
-            run(plans[group][0], first)
+            plans[group][0].run(
+                images_address + first * image_bytes, logits_address + first * row_bytes
+            )
 
     def _end(self) -> None:
         """Wait for a call in another thread; later ones wait for ever."""
@@ -307,6 +307,7 @@ class _Division(NamedTuple):
     own: tuple[_Part, ...]
     """By the caller."""
     groups: tuple[_Group, ...]
+    image_bytes: int
 
 
 @lru_cache(maxsize=256)
@@ -335,7 +336,10 @@ def _divided(
     # Of no image the classes are told by the plan for one.
     distinct = dict.fromkeys(groups) or [_Group((1, *image), threads)]
     return _Division(
-        tuple(parts[: len(shared)]), tuple(parts[len(shared) :]), tuple(distinct)
+        shared=tuple(parts[: len(shared)]),
+        own=tuple(parts[len(shared) :]),
+        groups=tuple(distinct),
+        image_bytes=4 * math.prod(image),
     )
 
 
