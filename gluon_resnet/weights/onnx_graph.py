@@ -80,17 +80,14 @@ def by_place(
 
     Raises InputError where the graph is not the network's, naming the first difference.
     """
-    parameters = net._collect_params_with_prefix()
-    names = {parameter.name: name for name, parameter in parameters.items()}
-    ours = _Graph(
-        _operators(net),
-        {p.name: np.broadcast_to(np.float32(0), p.shape) for p in parameters.values()},
-    )
+    parameters = net._collect_params_with_prefix().items()
+    shapes = {n: np.broadcast_to(np.float32(0), p.shape) for n, p in parameters}
+    ours = _Graph(_operators(net), shapes)
     theirs = _Graph(operators, tensors)
     _check(theirs, allowed=_PLAIN | _ATTENTION if _has_attention(net) else _PLAIN)
     found = Found({}, {}, {})
-    for our_layer, their_layer in _matched(net.spec.name, ours, theirs, names):
-        _take(our_layer, their_layer, names, found)
+    for our_layer, their_layer in _matched(net.spec.name, ours, theirs):
+        _take(our_layer, their_layer, found)
     return found
 
 
@@ -283,9 +280,7 @@ def _check(graph: _Graph, allowed: set[str]) -> None:
         )
 
 
-def _matched(
-    model: str, ours: _Graph, theirs: _Graph, names: Mapping[str, str]
-) -> list[tuple[_Layer, _Layer]]:
+def _matched(model: str, ours: _Graph, theirs: _Graph) -> list[tuple[_Layer, _Layer]]:
     """Return each layer of ours with the one of theirs in its place."""
     free = defaultdict(list)
     for number, layer in enumerate(theirs.layers):
@@ -297,7 +292,7 @@ def _matched(
         if len(candidates) != 1:
             raise InputError(
                 f"its graph is not that of {model}: in the place of "
-                f"{names[layer.weight.name].rpartition('.')[0]} it has "
+                f"{layer.weight.name.rpartition('.')[0]} it has "
                 f"{len(candidates) or 'no'} such layers; check the model's name"
             )
         places[number] = candidates.pop()
@@ -308,12 +303,11 @@ def _matched(
     return [(layer, theirs.layers[places[n]]) for n, layer in enumerate(ours.layers)]
 
 
-def _take(ours: _Layer, theirs: _Layer, names: Mapping[str, str], found: Found) -> None:
+def _take(ours: _Layer, theirs: _Layer, found: Found) -> None:
     """Give a layer of ours the weights of the one in its place."""
 
     def put(array: _Array, values: np.ndarray, key: str) -> None:
-        name = names[array.name]
-        found.tensors[name], found.keys[name] = values, key
+        found.tensors[array.name], found.keys[array.name] = values, key
 
     if ours.kind != "norm":
         put(ours.weight, theirs.weight.values, theirs.weight.name)
@@ -325,7 +319,7 @@ def _take(ours: _Layer, theirs: _Layer, names: Mapping[str, str], found: Found) 
         if theirs.norm or not (ours.bias or not bias.any()):
             raise InputError(
                 f"{shown(theirs.weight.name)} has a BN layer or a bias in its graph, "
-                f"{names[ours.weight.name]} has none; check the model's name"
+                f"{ours.weight.name} has none; check the model's name"
             )
         if ours.bias:
             put(ours.bias, bias, bias_key)
@@ -340,13 +334,13 @@ def _take(ours: _Layer, theirs: _Layer, names: Mapping[str, str], found: Found) 
         put(beta, bias, bias_key)
         put(mean, zeros, key)
         put(variance, ones, key)
-        found.epsilons[names[variance.name]] = 0.0
+        found.epsilons[variance.name] = 0.0
         return
     for array, (key, values) in zip(ours.norm, theirs.norm):
         put(array, values, key)
     # The convolution of ours has no bias to hold theirs.
     put(mean, float32(theirs.norm[2].values) - bias, theirs.norm[2].name)
-    found.epsilons[names[variance.name]] = theirs.epsilon
+    found.epsilons[variance.name] = theirs.epsilon
 
 
 def _operators(net: HybridBlock) -> list[Operator]:
