@@ -30,7 +30,7 @@ from gluon_resnet.inference.coverage import obstacle
 from gluon_resnet.inference.fallback import MXNetForm
 from gluon_resnet.inference.fold import folded
 from gluon_resnet.inference.onednn import DType
-from gluon_resnet.inference.operators import plan_of
+from gluon_resnet.inference.operators import described, plan_of
 from gluon_resnet.inference.packing import Weights
 from gluon_resnet.inference.plan import Plan, PlanError
 from gluon_resnet.inference.rewrites import inference_graph
@@ -47,6 +47,7 @@ Forward = Callable[[mx.nd.NDArray], Any]
 # Images of 224 x 224 that a core computes at a time; of smaller ones more. Fewer make
 # less of the weights that are fetched for them, more are too much for the cache.
 _AT_A_TIME = {"fp32": 2, "bf16": 4, "int8": 4}
+_SIZE = 224  # of the images of a net that is none of the catalog's
 # Memory of plans, for each worker, that a form keeps beside those of its last call.
 _KEPT_BYTES = 2**26
 
@@ -101,7 +102,8 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
         graph, arrays = inference_graph(net)
     reason = obstacle(graph)
     if reason is None:
-        return PlannedForm(graph, arrays, precision)
+        size = net.spec.size if hasattr(net, "spec") else _SIZE
+        return PlannedForm(graph, arrays, precision, size)
     if precision != "fp32":
         raise InputError(f"this net has no {precision}, {reason}; use precision fp32")
     log.info("fp32 by MXNet's own operators: %s", reason)
@@ -123,8 +125,17 @@ class PlannedForm:
     does not survive a fork, so there one image is computed by one core.
     """
 
-    def __init__(self, graph: Graph, arrays: Mapping[str, np.ndarray], precision: str):
-        """graph, arrays: of `inference_graph`, or of an int8 model."""
+    def __init__(
+        self,
+        graph: Graph,
+        arrays: Mapping[str, np.ndarray],
+        precision: str,
+        size: int,
+    ):
+        """graph, arrays: of `inference_graph`, or of an int8 model.
+
+        size: of the images, in pixels, that kernels are chosen for.
+        """
         log.info(
             "%s: fused kernels of oneDNN, %s; 3x3 convolutions by %s",
             *(precision, onednn.instructions(), choice.described()),
@@ -133,6 +144,8 @@ class PlannedForm:
         self._head = graph.end.inputs[0]
         self._weights = Weights(arrays)
         self._dtype = DType.BF16 if precision == "bf16" else DType.F32
+        self._size = size
+        self._is_decided = False
         self._pixels_at_a_time = _AT_A_TIME[precision] * 224 * 224
         self._max_threads = openmp.max_threads_function()
         self._places = _places(self._max_threads())
@@ -229,8 +242,15 @@ class PlannedForm:
         return plans
 
     def _plan(self, shape: tuple[int, ...]) -> Plan:
+        network = (self._steps, self._head, self._weights)
         with _planning:
-            return plan_of(self._steps, self._head, self._weights, shape, self._dtype)
+            own = (self._size, self._size)
+            if not self._is_decided and shape[2:] != own:
+                # See `Weights.methods`: for this size first, whatever is asked for.
+                described(*network, (1, shape[1], *own), self._dtype)
+            plan = plan_of(*network, shape, self._dtype)
+            self._is_decided = True
+            return plan
 
     def _forget(self) -> None:
         """Let those plans go that have not been used for the longest time."""

@@ -38,7 +38,7 @@ from gluon_resnet.inference.plan import (
     int8_of,
 )
 from gluon_resnet.inference.steps import Step
-from gluon_resnet.inference.winograd.choice import Layer, kernel_for
+from gluon_resnet.inference.winograd.choice import Layer, kernel_for, method_here
 
 if TYPE_CHECKING:
     from gluon_resnet.inference.winograd import kernel as winograd
@@ -231,10 +231,15 @@ def _winograd_kernel(
         and {*attrs["stride"], *attrs["pad"]} == {1}
         and step.activation in (None, "relu")
     )
-    transformed = plan.weights.transformed(weight)
-    if not is_suitable or not (plan.transforms or transformed):
+    if not is_suitable:
         return None
-    return kernel_for(layer, transformed.method if transformed else None)
+    methods = plan.weights.methods
+    if weight.name not in methods:
+        methods[weight.name] = method_here(layer)
+    method = methods[weight.name]
+    if method is None or not (plan.transforms or plan.weights.is_transformed(weight)):
+        return None
+    return kernel_for(layer, method)
 
 
 def _append_convolution(

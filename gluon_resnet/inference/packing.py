@@ -11,6 +11,7 @@ from gluon_resnet.inference import onednn
 from gluon_resnet.inference.onednn import Descriptor, DType, Layout, Memory
 
 if TYPE_CHECKING:
+    from gluon_resnet.inference.winograd.choice import Method
     from gluon_resnet.inference.winograd.weights import (
         TransformedLayout,
         TransformedWeights,
@@ -58,6 +59,9 @@ class Weights:
         # What plans use, and of each weight what was packed last, to pack from.
         self._packed: dict[Weight, WeakSet[_Packed]] = {}
         self._last: dict[Weight, _Packed] = {}
+        self.methods: dict[str, Optional[Method]] = {}
+        """How Winograd's kernels take a weight, None where it is left to oneDNN's. It
+        is decided once: the same image has the same logits whatever came before."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of an array."""
@@ -73,10 +77,9 @@ class Weights:
         """Return the scales of an int8 weight's channels, None for a float weight."""
         return self._arrays.get(name + SCALE)
 
-    def transformed(self, weight: Weight) -> "Optional[TransformedLayout]":
-        """Return the layout of a weight that can have no other any more, or None."""
-        last = self._last.get(weight)
-        return None if last is None or isinstance(last, Memory) else last.descriptor
+    def is_transformed(self, weight: Weight) -> bool:
+        """Return whether a weight is one for Winograd's kernels by now."""
+        return not isinstance(self._last.get(weight), (Memory, type(None)))
 
     def packed(
         self, weight: Weight, wanted: "Union[Descriptor, TransformedLayout]"

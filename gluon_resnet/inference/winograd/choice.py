@@ -64,17 +64,21 @@ class Method(NamedTuple):
     """The type of V and U. Sums are float32."""
 
 
-def kernel_for(layer: Layer, method: Optional[Method] = None) -> Optional["Kernel"]:
-    """Return a kernel for the threads that OpenMP has here, None to take oneDNN's.
-
-    method: that the weights are transformed for already; None: what `method_for` says.
-    """
+def method_here(layer: Layer) -> Optional[Method]:
+    """Return what `method_for` says for this processor, None where it has no kernel."""
     instructions = _instructions()
     if isinstance(instructions, str):
         return None
-    method = method or method_for(layer, instructions.has_bf16)
-    if method is None:
-        return None
+    return method_for(layer, instructions.has_bf16)
+
+
+def kernel_for(layer: Layer, method: Method) -> "Kernel":
+    """Return a kernel for the threads that OpenMP has here.
+
+    method: of `method_here`, for images of this size or of another.
+    """
+    instructions = _instructions()
+    assert not isinstance(instructions, str), "there is no method without them"
     # Needs llvmlite, which is an optional package.
     from gluon_resnet.inference.winograd.kernel import Kernel
 
