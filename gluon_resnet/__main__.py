@@ -19,6 +19,7 @@ VERBS = {
     "models": "list all models with their parameters and FLOPs",
     "weights": "list, download and verify published weights",
     "convert": "convert a weights file to another format",
+    "export": "write a model as an ONNX file, or check one",
     "quantize": "make an int8 model of a model and images",
     "train": "train a model from record files",
     "benchmark": "measure a model's speed on this machine",

@@ -38,9 +38,10 @@ ROOMS = [
     "training",
     "inference",
     "classifier",
+    "onnx_export",
     "model_options",
 ]
-COMMANDS = ["infer", "validate", "train", "quantize", "benchmark", "convert"]
+COMMANDS = ["infer", "validate", "train", "quantize", "benchmark", "convert", "export"]
 
 
 def room_of(path):

@@ -26,8 +26,7 @@ def folded(net: HybridBlock) -> tuple[Graph, Arrays]:
     stays as it is. A convolution that had no bias gets one, LAYER.bias beside its
     LAYER.weight.
     """
-    graph = traced(net)
-    arrays = _arrays(graph, net)
+    graph, arrays = unfolded(net)
     users = graph.users()
     replacements = {}
     for norm in graph.nodes:
@@ -50,6 +49,15 @@ def folded(net: HybridBlock) -> tuple[Graph, Arrays]:
         replacements[Value(norm)] = output
     graph.replace(replacements)
     return graph, used_arrays(graph, arrays)
+
+
+def unfolded(net: HybridBlock) -> tuple[Graph, Arrays]:
+    """Return the graph of `net` in inference and its arrays, with all norms.
+
+    The graph and the arrays are as `folded` describes them.
+    """
+    graph = traced(net)
+    return graph, _arrays(graph, net)
 
 
 def is_channel_norm(node: Node) -> bool:

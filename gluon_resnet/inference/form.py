@@ -35,6 +35,7 @@ from gluon_resnet.inference.packing import Weights
 from gluon_resnet.inference.plan import Plan, PlanError
 from gluon_resnet.inference.rewrites import inference_graph
 from gluon_resnet.inference.steps import steps_of
+from gluon_resnet.inference.winograd import choice
 from gluon_resnet.inference.workers import Workers
 from gluon_resnet.precision import check_device
 
@@ -81,7 +82,7 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
 
     It takes and gives float32 on `net`'s first device, images (N, C, H, W) of any N, H
     and W; see `PlannedForm` for what a new shape costs, for threads and for forks.
-    Logits are what `net` gives, or the pooled vector, or a list of feature maps.
+    The answer is logits, the pooled vector or a list of feature maps, as that of `net`.
     The values are copies: `net` may be trained on without changing the form.
 
     precision: "fp32", equal to `net` but for rounding, or "bf16", whose predictions
@@ -96,7 +97,8 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
     if ctx.device_type != "cpu" or not onednn.is_available():
         log.info("fp32 by MXNet's own operators: no kernels of oneDNN for %s", ctx)
         return MXNetForm(*folded(net), ctx)
-    graph, arrays = inference_graph(net)
+    with _planning:  # Gluon cannot trace a net in two threads at once.
+        graph, arrays = inference_graph(net)
     reason = obstacle(graph)
     if reason is None:
         return PlannedForm(graph, arrays, precision)
@@ -111,8 +113,8 @@ class PlannedForm:
 
     The first images of a height and width cost plans: 10 ms to 1 s, as the network is
     small or large; so may another number of them. Plans are kept: those of the last
-    call, and of earlier calls as many as fit into 64 MB for each thread. All share the
-    weights.
+    call, and of earlier calls as many as fit into 64 MB for each thread. They share the
+    weights, where their kernels want them alike.
 
     Threads may share a form: calls are computed one after the other, each by all cores
     that the thread which made the form was allowed. An exception from the handler of a
@@ -123,13 +125,17 @@ class PlannedForm:
 
     def __init__(self, graph: Graph, arrays: Mapping[str, np.ndarray], precision: str):
         """graph, arrays: of `inference_graph`, or of an int8 model."""
-        log.info("%s: fused kernels of oneDNN, %s", precision, onednn.instructions())
+        log.info(
+            "%s: fused kernels of oneDNN, %s; 3x3 convolutions by %s",
+            *(precision, onednn.instructions(), choice.described()),
+        )
         self._steps = steps_of(graph)
         self._head = graph.end.inputs[0]
         self._weights = Weights(arrays)
         self._dtype = DType.BF16 if precision == "bf16" else DType.F32
         self._pixels_at_a_time = _AT_A_TIME[precision] * 224 * 224
-        self._places = _places(openmp.max_threads())
+        self._max_threads = openmp.max_threads_function()
+        self._places = _places(self._max_threads())
         self._start()
         _forms.add(self)
 
@@ -137,7 +143,7 @@ class PlannedForm:
         self._lock = threading.RLock()
         self._plans: dict[_Group, Sequence[Plan]] = {}  # the last that were used last
         # To wake a thread takes as long as small networks do for an image.
-        is_alone = len(self._places) == 1 and openmp.max_threads() == 1
+        is_alone = len(self._places) == 1 and self._max_threads() == 1
         self._workers = Workers([] if is_alone and not _is_forked else self._places)
 
     def __call__(self, images: mx.nd.NDArray) -> mx.nd.NDArray:
@@ -154,9 +160,12 @@ class PlannedForm:
             division, plans = self._taken(shape)
             num_classes = plans[division.groups[0]][0].num_classes
             logits = mx.nd.empty((shape[0], num_classes), ctx=ctx)
-            if shape[0]:
-                self._run(division, plans, images, logits)
-            self._plans.update(plans)
+            try:
+                if shape[0]:
+                    self._run(division, plans, images, logits, 4 * num_classes)
+            finally:
+                if not self._workers.are_busy:
+                    self._plans.update(plans)
         return logits
 
     def kernels(self, images: mx.nd.NDArray, rounds: int) -> list[dict]:
@@ -186,18 +195,18 @@ class PlannedForm:
     ) -> "tuple[_Division, dict[_Group, Sequence[Plan]]]":
         """Divide a call, and take its plans from those that are kept, or make them.
 
-        Who takes them gives them back when the call has ended well. After another end
-        a worker may be using them, and nobody gets them any more.
+        Who takes them gives them back when nobody uses them any more. Should one signal
+        after the other have ended a call while workers are busy, nobody gets them.
         """
-        threads = None if _is_forked else openmp.max_threads()
+        threads = None if _is_forked else self._max_threads()
         try:
             division = _divided(
                 shape, self._pixels_at_a_time, len(self._workers), threads
             )
-            return division, {
-                group: self._plans.pop(group, ()) or self._made(group)
-                for group in division.groups
-            }
+            plans = {}
+            for group in division.groups:
+                plans[group] = self._plans.pop(group, ()) or self._made(group)
+            return division, plans
         except PlanError as error:
             raise InputError(
                 f"images of shape {shape} do not fit this network ({error}); give "
@@ -239,17 +248,11 @@ class PlannedForm:
         plans: "dict[_Group, Sequence[Plan]]",
         images: mx.nd.NDArray,
         logits: mx.nd.NDArray,
+        row_bytes: int,
     ) -> None:
         """Compute all images. Whoever computes some holds on to what it works on."""
         images_address, logits_address = _address(images), _address(logits)
-        image_bytes = 4 * math.prod(images.shape[1:])
-        row_bytes = 4 * logits.shape[1]
-
-        def run(plan: Plan, first: int) -> None:
-            plan.run(
-                images_address + first * image_bytes, logits_address + first * row_bytes
-            )
-
+        image_bytes = division.image_bytes
         if division.shared:
             parts = deque(division.shared)
 
@@ -259,7 +262,10 @@ class PlannedForm:
                         group, first = parts.popleft()
                     except IndexError:
                         return  # another worker has the last one
-                    run(plans[group][worker], first)
+                    plans[group][worker].run(
+                        images_address + first * image_bytes,
+                        logits_address + first * row_bytes,
+                    )
 
             tasks = [
                 partial(work, worker, (images, logits))
@@ -267,7 +273,9 @@ class PlannedForm:
             ]
             self._workers.run(tasks, cancel=parts.clear)
         for group, first in division.own:
-            run(plans[group][0], first)
+            plans[group][0].run(
+                images_address + first * image_bytes, logits_address + first * row_bytes
+            )
 
     def _end(self) -> None:
         """Wait for a call in another thread; later ones wait for ever."""
@@ -299,6 +307,7 @@ class _Division(NamedTuple):
     own: tuple[_Part, ...]
     """By the caller."""
     groups: tuple[_Group, ...]
+    image_bytes: int
 
 
 @lru_cache(maxsize=256)
@@ -327,7 +336,10 @@ def _divided(
     # Of no image the classes are told by the plan for one.
     distinct = dict.fromkeys(groups) or [_Group((1, *image), threads)]
     return _Division(
-        tuple(parts[: len(shared)]), tuple(parts[len(shared) :]), tuple(distinct)
+        shared=tuple(parts[: len(shared)]),
+        own=tuple(parts[len(shared) :]),
+        groups=tuple(distinct),
+        image_bytes=4 * math.prod(image),
     )
 
 

@@ -31,7 +31,7 @@ FP32_OPERATORS = ("elemwise_add",)
 def rewrite(graph: Graph, arrays: dict[str, np.ndarray]) -> None:
     """Give the split attentions of a folded graph their form for inference."""
     _splits_as_convolutions(graph, arrays)
-    _products_as_broadcasts(graph)
+    products_as_broadcasts(graph)
     _pairs_as_differences(graph, arrays)
 
 
@@ -118,7 +118,7 @@ def _layers_before(split: Node, radix: int) -> list[Node]:
     return chain[:-1] if is_divided else []
 
 
-def _products_as_broadcasts(graph: Graph) -> None:
+def products_as_broadcasts(graph: Graph) -> None:
     """Broadcast attention weights, which training spreads out for their gradient."""
     for node in graph.nodes:
         if node.op != "elemwise_mul" or node.input(1).op != "reshape_like":

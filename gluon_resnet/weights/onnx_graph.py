@@ -18,7 +18,7 @@ from mxnet.gluon import HybridBlock
 
 from gluon_resnet.errors import InputError
 from gluon_resnet.graph import VARIABLE, Node, Value
-from gluon_resnet.models.traced import IMAGES, traced
+from gluon_resnet.models.traced import IMAGES, layer_of, traced
 from gluon_resnet.weights.arrays import float32, shown
 from gluon_resnet.weights.onnx_format import INPUT, Attribute, Operator
 
@@ -80,17 +80,15 @@ def by_place(
 
     Raises InputError where the graph is not the network's, naming the first difference.
     """
-    parameters = net._collect_params_with_prefix()
-    names = {parameter.name: name for name, parameter in parameters.items()}
-    ours = _Graph(
-        _operators(net),
-        {p.name: np.broadcast_to(np.float32(0), p.shape) for p in parameters.values()},
-    )
+    parameters = net._collect_params_with_prefix().items()
+    zero = np.float32(0)
+    shapes = {name: np.broadcast_to(zero, p.shape) for name, p in parameters}
+    ours = _Graph(_operators(net), shapes)
     theirs = _Graph(operators, tensors)
     _check(theirs, allowed=_PLAIN | _ATTENTION if _has_attention(net) else _PLAIN)
     found = Found({}, {}, {})
-    for our_layer, their_layer in _matched(net.spec.name, ours, theirs, names):
-        _take(our_layer, their_layer, names, found)
+    for our_layer, their_layer in _matched(net.spec.name, ours, theirs):
+        _take(our_layer, their_layer, found)
     return found
 
 
@@ -128,6 +126,8 @@ class _Graph:
         self.with_constants: list[Operator] = []
         """Those of them that compute with a constant."""
         self._constants = {name: _Array(name, t) for name, t in tensors.items()}
+        self._reshaped: dict[str, str] = {}
+        """The constant that a value is another shape of."""
         self._sources: dict[str, frozenset[int]] = {}
         self._made_by: dict[str, int] = {}
         """Layers by the value that they give."""
@@ -228,8 +228,15 @@ class _Graph:
         sources = [self._sources.get(name, frozenset()) for name in operator.inputs]
         if any(arrays) and any(sources):
             self.with_constants.append(operator)
+        if operator.type == "Reshape" and arrays[0]:
+            self._reshaped[operator.outputs[0]] = arrays[0].name
         for value in operator.outputs:
             self._sources[value] = frozenset().union(*sources)
+
+    def is_activation_map(self, operator: Operator) -> bool:
+        """Return whether an operator is the classifier once more, place by place."""
+        dense = {layer.weight.name for layer in self.layers if layer.kind == "dense"}
+        return self._reshaped.get(operator.inputs[1]) in dense
 
     def is_answer(self, operator: Operator) -> bool:
         """Return whether an operator only works on what the classifier gives."""
@@ -256,6 +263,8 @@ def _check(graph: _Graph, allowed: set[str]) -> None:
             continue
         if operator.type in ("Softmax", "LogSoftmax") and graph.is_answer(operator):
             continue  # logits have probabilities behind them, which change no weights
+        if operator.type == "Conv" and graph.is_activation_map(operator):
+            continue
         if operator.type in ("Conv", "Gemm", "MatMul", "BatchNormalization"):
             raise InputError(
                 f"the weights of {kind} {shown(operator.outputs[0])} are computed in "
@@ -283,9 +292,7 @@ def _check(graph: _Graph, allowed: set[str]) -> None:
         )
 
 
-def _matched(
-    model: str, ours: _Graph, theirs: _Graph, names: Mapping[str, str]
-) -> list[tuple[_Layer, _Layer]]:
+def _matched(model: str, ours: _Graph, theirs: _Graph) -> list[tuple[_Layer, _Layer]]:
     """Return each layer of ours with the one of theirs in its place."""
     free = defaultdict(list)
     for number, layer in enumerate(theirs.layers):
@@ -297,7 +304,7 @@ def _matched(
         if len(candidates) != 1:
             raise InputError(
                 f"its graph is not that of {model}: in the place of "
-                f"{names[layer.weight.name].rpartition('.')[0]} it has "
+                f"{layer_of(layer.weight.name)} it has "
                 f"{len(candidates) or 'no'} such layers; check the model's name"
             )
         places[number] = candidates.pop()
@@ -308,12 +315,11 @@ def _matched(
     return [(layer, theirs.layers[places[n]]) for n, layer in enumerate(ours.layers)]
 
 
-def _take(ours: _Layer, theirs: _Layer, names: Mapping[str, str], found: Found) -> None:
+def _take(ours: _Layer, theirs: _Layer, found: Found) -> None:
     """Give a layer of ours the weights of the one in its place."""
 
     def put(array: _Array, values: np.ndarray, key: str) -> None:
-        name = names[array.name]
-        found.tensors[name], found.keys[name] = values, key
+        found.tensors[array.name], found.keys[array.name] = values, key
 
     if ours.kind != "norm":
         put(ours.weight, theirs.weight.values, theirs.weight.name)
@@ -325,7 +331,7 @@ def _take(ours: _Layer, theirs: _Layer, names: Mapping[str, str], found: Found) 
         if theirs.norm or not (ours.bias or not bias.any()):
             raise InputError(
                 f"{shown(theirs.weight.name)} has a BN layer or a bias in its graph, "
-                f"{names[ours.weight.name]} has none; check the model's name"
+                f"{ours.weight.name} has none; check the model's name"
             )
         if ours.bias:
             put(ours.bias, bias, bias_key)
@@ -340,13 +346,13 @@ def _take(ours: _Layer, theirs: _Layer, names: Mapping[str, str], found: Found) 
         put(beta, bias, bias_key)
         put(mean, zeros, key)
         put(variance, ones, key)
-        found.epsilons[names[variance.name]] = 0.0
+        found.epsilons[variance.name] = 0.0
         return
     for array, (key, values) in zip(ours.norm, theirs.norm):
         put(array, values, key)
     # The convolution of ours has no bias to hold theirs.
     put(mean, float32(theirs.norm[2].values) - bias, theirs.norm[2].name)
-    found.epsilons[names[variance.name]] = theirs.epsilon
+    found.epsilons[variance.name] = theirs.epsilon
 
 
 def _operators(net: HybridBlock) -> list[Operator]:
