@@ -5,25 +5,32 @@ import hashlib
 import json
 import re
 import tarfile
+from collections import Counter
 
 import mxnet as mx
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from draw import draw_images, fill_gluon
 from onnx import numpy_helper
 
 from gluon_resnet import bundled, create_model, list_models
-from gluon_resnet.classifier import init_model
+from gluon_resnet.classifier import inference_model, init_model
+from gluon_resnet.data.loader import validation_batches
+from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
 from gluon_resnet.export import export_zoo_archive, main, parser
 from gluon_resnet.models import model_spec
 from gluon_resnet.onnx_export.archive import zoo_model
-from gluon_resnet.onnx_export.check import check
+from gluon_resnet.onnx_export.check import check, runner
 from gluon_resnet.onnx_export.exported import exported
+from gluon_resnet.onnx_export.int8 import OPTIMISED, _weight_scale, exported_int8
 from gluon_resnet.onnx_export.names import ZOO_PREFIXES
 from gluon_resnet.onnx_export.outputs import Answers, available_outputs
+from gluon_resnet.onnx_export.pixels import distance, pixels_alone
 from gluon_resnet.onnx_export.writer import OPSETS
+from gluon_resnet.preprocess import Protocol, preprocess, read_image
 from gluon_resnet.weights import load_weights
 
 SMALL = ("cifar_resnet20_v1", "cifar_resnet20_v2", "resnet18_v1d", "resnet18_v2")
@@ -361,6 +368,143 @@ def test_labels_of_other_classes_are_not_overwritten(tmp_path):
     )
 
 
+def test_int8_is_integers_from_the_first_convolution_to_the_last_layer(tmp_path):
+    path, optimised = tmp_path / "net.onnx", tmp_path / "optimised.onnx"
+    rec = bundled.TRAIN_REC
+    command(NAME, path, "--precision", "int8", "--rec", rec, "--images", 100)
+    onnxruntime_session(path, optimised)
+    counts = Counter(node.op_type for node in onnx.load(optimised).graph.node)
+    # 19 convolutions, 2 shortcuts, 9 sums; the ReLUs are gone.
+    assert (counts["QLinearConv"], counts["QLinearAdd"], counts["QGemm"]) == (21, 9, 1)
+    assert not counts.keys() & {"Conv", "FusedConv", "Add", "Relu", "Gemm"}
+    assert counts["QuantizeLinear"] + counts["DequantizeLinear"] <= 3
+    model = onnx.load(path)
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert types["stem.conv1.weight_quantized"] == onnx.TensorProto.INT8
+    assert types["stem.conv1.bias_quantized"] == onnx.TensorProto.INT32
+    zero_points = [
+        (tensor.name, numpy_helper.to_array(tensor))
+        for tensor in model.graph.initializer
+        if tensor.name.startswith("relu") and tensor.name.endswith("_zero_point")
+    ]
+    assert len(zero_points) == 18
+    for _, zero in zero_points:
+        assert zero.dtype == np.uint8 and zero == 0
+
+
+@pytest.mark.parametrize("calibration", ["naive", "entropy"])
+def test_int8_is_about_as_accurate_as_float(calibration, tmp_path, capsys):
+    path = tmp_path / "net.onnx"
+    command(
+        *(NAME, path, "--precision", "int8", "--rec", bundled.TRAIN_REC),
+        *("--images", 200, "--calibration", calibration),
+    )
+    assert "int8: the same class as float on " in capsys.readouterr().err
+    original, session = init_model(NAME), onnxruntime_session(path)
+    records = RecordFile.open(bundled.VAL_REC, num_classes=10)
+    batches = validation_batches(
+        list(records.offsets),
+        records.read,
+        batch_size=100,
+        protocol=original.protocol,
+    )
+    right = Counter()
+    for images, labels in batches:
+        images, labels = np.asarray(images), np.asarray(labels)
+        floats = original.net(mx.nd.array(images)).asnumpy()
+        (found,) = session.run(None, {"data": images})
+        right["float"] += (floats.argmax(1) == labels).sum()
+        right["int8"] += (found.argmax(1) == labels).sum()
+    assert right["int8"] >= right["float"] - 4  # of 500
+
+
+def test_split_attention_stays_float_and_is_listed_with_reasons(resnest, tmp_path):
+    images = [draw_images((4, 3, 64, 64))]
+    model, floats = exported_int8(resnest, lambda: images)
+    assert floats["stage1.0.body.conv2.fc1"].startswith("attention of 1x1 maps")
+    convolutions = {node.name for node in model.graph.node if node.op_type == "Conv"}
+    assert {name for name in floats if name in convolutions} == {
+        f"stage{stage}.0.body.conv2.fc{number}"
+        for stage in (1, 2, 3, 4)
+        for number in (1, 2)
+    }
+    assert check(saved(tmp_path / "net.onnx", model), optimised=OPTIMISED)
+
+
+def test_a_channel_of_tiny_weights_keeps_its_bias():
+    weight = np.array([[[[1e-12]]], [[[0.0]]], [[[0.5]]]], np.float32)
+    bias = np.array([3.0, -2.0, 1.0], np.float32)
+    scale = _weight_scale(weight, bias, np.float32(0.02)) * np.float64(0.02)
+    steps = np.rint(bias / scale)
+    assert np.abs(steps).max() < 2**31
+    np.testing.assert_allclose(steps * scale, bias, rtol=0.01)
+
+
+@pytest.mark.parametrize("library", ["cv2", "mmcv", "pil", "onnx_zoo"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("resize", ["short", "warp"])
+def test_pixels_in_the_graph_are_those_of_preprocess(library, interpolation, resize):
+    protocol = Protocol(
+        size=64, interpolation=interpolation, resize=resize, library=library
+    )
+    prepare = runner(pixels_alone(protocol, OPSETS[-1]), "data")
+    largest, mean = distance(prepare, protocol)
+    assert largest < 1.5
+    # OpenCV's bilinear sums are rounded in quarters on the way.
+    assert mean < (0.15 if protocol.library in ("cv2", "mmcv") else 0.01)
+    photograph = np.asarray(read_image(next(bundled.IMAGES.glob("*.png"))))
+    found, expected = prepare(photograph)[0], preprocess(photograph, protocol)
+    assert np.abs(found - expected).max() < 1.5 / 255 / min(protocol.std)
+
+
+def test_a_file_with_pixels_answers_to_a_photograph_as_the_classifier(tmp_path, capsys):
+    path = tmp_path / "net.onnx"
+    outputs = ("--outputs", "probabilities,cam")
+    command(NAME, path, "--pixels", "in-graph", *outputs)
+    told = capsys.readouterr().err
+    assert "pixels in the graph (cv2, bilinear, short): at most 1 of 255 from" in told
+    classifier, session = init_model(NAME), onnxruntime_session(path)
+    for file in bundled.IMAGES.glob("*.png"):
+        pixels = np.asarray(read_image(file))
+        probabilities, cam = session.run(None, {"image": pixels})
+        expected = inference_model(classifier, file)
+        assert probabilities.argmax() == expected["pred_label"]
+        assert probabilities.max() == pytest.approx(expected["pred_score"], abs=0.01)
+        assert cam.shape == (1, 10, 7, 7)
+    command("--check", path)
+    assert "images 64x64x3, 65x97x3: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (
+            ["--pixels", "in-graph", "--opset", "17"],
+            "opset 17 has no Resize that antialiases; pixels in the graph need 18 to "
+            "21",
+        ),
+        (
+            ["--precision", "int8"],
+            "--precision int8 needs --rec, images to calibrate on, and --rec is for "
+            "int8 alone; give both or none",
+        ),
+        (
+            ["--precision", "int8", "--rec", bundled.TRAIN_REC, "--opset", "12"],
+            "opset 12 has no int8 by channel; choose from 13 to 21",
+        ),
+        (
+            ["--precision", "int8", "--rec", bundled.TRAIN_REC, "--keep-norms"],
+            "int8 has no norms to keep; leave out --keep-norms",
+        ),
+    ],
+)
+def test_forms_that_do_not_go_together_are_one_line(options, reason, tmp_path):
+    with pytest.raises(InputError) as raised:
+        command(NAME, tmp_path / "net.onnx", *options)
+    assert str(raised.value) == reason
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_zoos_form_has_the_zoos_names():
     for model, features in (
         ("resnet18_v1", "resnetv15_pool1_fwd"),
@@ -417,9 +561,9 @@ def test_an_archive_holds_a_file_and_answers_to_it(model, tmp_path):
     assert report.layout == "gluon_symbol"
 
 
-def onnxruntime_session(path):
-    import onnxruntime
-
+def onnxruntime_session(path, optimised=None):
     options = onnxruntime.SessionOptions()
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(str(path), options)

@@ -93,6 +93,15 @@ def check(
     return Proof(opset, model.ir_version, tuple(shapes), max(changes), error)
 
 
+def runner(model: onnx.ModelProto, output: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a model of one input as a function of it, to one of its outputs."""
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (images,) = session.get_inputs()
+    return lambda values: session.run([output], {images.name: values})[0]
+
+
 class _File(NamedTuple):
     """A file, and what messages call it."""
 
