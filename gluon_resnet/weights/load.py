@@ -453,6 +453,8 @@ def _remedy(report: LoadReport) -> str:
             "the gallery's ResNet-18 and -34 project the shortcut of stage 1, which no "
             "network of this package does"
         )
+    if not report.missing and not report.wrong_shape:
+        return "take out what is no parameter of it, or check the model's name"
     return "check the model's name, its number of classes and its channels"
 
 
