@@ -74,6 +74,11 @@ class NamedWeights(NamedTuple):
     """The epsilon of BN layers by the name of their running variance, where known."""
 
     @property
+    def has_classifier(self) -> bool:
+        """Whether it is more than a backbone."""
+        return "fc.weight" in self.tensors
+
+    @property
     def num_classes(self) -> int:
         """Classes of the classifier. Raises InputError where there is none."""
         return len(self._tensor("fc.weight", "classifier", 2))
@@ -225,6 +230,12 @@ def load_weights(
             wrong_shape.append(f"{shown(key)}: {tensor.shape}, {parameter.shape}")
         else:
             fitting[name] = tensor
+    # Such as a classifier, where `net` has none.
+    extra = (
+        key
+        for name, key in named.keys.items()
+        if name in named.tensors and name not in parameters
+    )
     dtypes = {dtype_name(value) for value in fitting.values()}
     report = LoadReport(
         file.path,
@@ -233,7 +244,7 @@ def load_weights(
         len(fitting),
         tuple(sorted(dtypes - {"float32"})),
         tuple(missing),
-        named.unexpected,
+        (*named.unexpected, *extra),
         tuple(wrong_shape),
     )
     _check(net, report, strict)
@@ -250,16 +261,24 @@ def load_weights(
 
 
 def net_of(
-    spec: ModelSpec, weights: Union[str, Path, WeightsFile], *, ctx: Contexts = None
+    spec: ModelSpec,
+    weights: Union[str, Path, WeightsFile],
+    *,
+    num_classes: Optional[int] = None,
+    ctx: Contexts = None,
 ) -> tuple[HybridBlock, LoadReport]:
     """Return the network of `spec` with a file's weights, classes and channels.
 
+    num_classes: how many there must be, 0 for a backbone; default as many as there are.
     It has no gradients. Raises InputError as `load_weights` does.
     """
     file = weights if isinstance(weights, WeightsFile) else read_weights(weights)
     named = file.named(spec)
     net = empty_resnet(
-        spec, num_classes=named.num_classes, in_channels=named.in_channels, ctx=ctx
+        spec,
+        num_classes=named.num_classes if num_classes is None else num_classes,
+        in_channels=named.in_channels,
+        ctx=ctx,
     )
     return net, load_weights(net, file)
 
@@ -434,6 +453,8 @@ def _remedy(report: LoadReport) -> str:
             "the gallery's ResNet-18 and -34 project the shortcut of stage 1, which no "
             "network of this package does"
         )
+    if not report.missing and not report.wrong_shape:
+        return "take out what is no parameter of it, or check the model's name"
     return "check the model's name, its number of classes and its channels"
 
 
