@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
@@ -75,6 +76,8 @@ def export(
     else:
         made = _int8(model, rec, images, calibration, form)
         written, optimised, lines = made.model, made.optimised, made.lines
+        # What was measured, was measured of the float weights.
+        model = replace(model, card=replace(model.card, metrics={}))
         told["int8"] = made.told
     if in_graph:
         written, line, reference = _with_pixels(model, written, reference, opset)
