@@ -25,7 +25,7 @@ _PREFIX = "pixels"
 _PHOTOGRAPHS = ((480, 640), (333, 250), (97, 301), (224, 224), (60, 50))
 
 
-def check_pixels(opset: int, protocol: Protocol, channels: int) -> None:
+def check_pixels(opset: int, channels: int) -> None:
     """Raise InputError where `with_pixels` has no form."""
     if opset < FIRST_OPSET:
         raise InputError(
@@ -87,7 +87,7 @@ def distance(
     Raises InputError where the largest is more than `FARTHEST`.
     """
     generator, distances = np.random.default_rng(0), []
-    deviation = np.reshape(protocol.std, (3, 1, 1)) * 255
+    deviation = np.array(protocol.std, np.float32)[:, None, None] * np.float32(255)
     for height, width in _PHOTOGRAPHS:
         image = _drawn_photograph(generator, height, width)
         difference = prepare(image)[0] - preprocess(image, protocol)
