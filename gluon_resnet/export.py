@@ -329,7 +329,7 @@ def parser() -> command.Parser:
     add(
         "--outputs",
         type=lambda text: text.split(","),
-        default=["logits"],
+        default="logits",
         metavar="NAME,...",
         help="logits, probabilities, features, stage1 to stage4, cam",
     )
