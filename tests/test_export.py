@@ -255,7 +255,7 @@ def test_the_same_command_gives_the_same_bytes(tmp_path):
 
 def test_check_compares_with_the_model_that_is_named(tmp_path, capsys):
     path = tmp_path / "net.onnx"
-    command(NAME, path, "--opset", 7, "--size", 28)
+    command(NAME, "--opset", 7, path, "--size", 28)
     capsys.readouterr()
     command("--check", path, "--model", NAME)
     told = capsys.readouterr().out
