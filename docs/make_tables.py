@@ -20,6 +20,8 @@ import report  # noqa: E402  (of benchmarks/)
 from gluon_resnet.models import CATALOG, complexity  # noqa: E402
 from gluon_resnet.models.names import ALIASES  # noqa: E402
 from gluon_resnet.models.spec_pages import MISPRINTS, SPEC_PAGES  # noqa: E402
+from gluon_resnet.training.recipe import training_pixels  # noqa: E402
+from gluon_resnet.training.recipes import RECIPES  # noqa: E402
 from gluon_resnet.weights import checkpoint, list_weights  # noqa: E402
 
 _TABLE = re.compile(
@@ -108,7 +110,75 @@ def misprints() -> Iterator[str]:
         )
 
 
-_TABLES = {"models": models, "aliases": aliases, "misprints": misprints}
+def recipes() -> Iterator[str]:
+    """Every recipe with what decides most of it."""
+    right = ("--:",) * 4
+    yield report.row("recipe", "epochs", "batch", "rate", "size", "top-1 %", "source")
+    yield report.row("---", *right, "--:", "---")
+    sources: dict[str, str] = {}
+    for name, recipe in RECIPES.items():
+        # A source is told once, then by its letter.
+        known = recipe.source in sources
+        letter = sources.setdefault(recipe.source, _letters(len(sources)))
+        top1 = recipe.published_top1
+        yield report.row(
+            f"`{name}`",
+            str(recipe.epochs),
+            str(recipe.batch_size),
+            f"{recipe.learning_rate:g}",
+            str(training_pixels(recipe).size),
+            f"{top1:.2f}" if top1 else "",
+            f"{letter}" if known else f"{letter}: {recipe.source}",
+        )
+
+
+def _letters(number: int) -> str:
+    return (chr(ord("A") + number // 26 - 1) if number >= 26 else "") + chr(
+        ord("A") + number % 26
+    )
+
+
+# What timm's page prints of each ResNeSt beside LR 0.1, dropout 0.2 and DropBlock.
+_TIMM_PAGE = {
+    "resnest14d.gluon_in1k": (8192, 224),
+    "resnest26d.gluon_in1k": (8192, 224),
+    "resnest50d.in1k": (8192, 224),
+    "resnest50d_1s4x24d.in1k": (8192, 224),
+    "resnest50d_4s2x40d.in1k": (8192, 224),
+    "resnest101e.in1k": (4096, 256),
+    "resnest200e.in1k": (2048, 320),
+    "resnest269e.in1k": (2048, 416),
+}
+
+
+def timm_recipes() -> Iterator[str]:
+    """What timm's page prints of a training, and what the recipe has."""
+    yield report.row("recipe", "LR", "batch", "dropout", "DropBlock", "image size")
+    yield report.row("---", *("---",) * 5)
+
+    def cell(printed: object, ours: object) -> str:
+        same = str(printed) == str(ours)
+        return str(printed) if same else f"{printed}, here {ours}"
+
+    for name, (batch_size, size) in _TIMM_PAGE.items():
+        recipe = RECIPES[name]
+        yield report.row(
+            f"`{name}`",
+            cell(0.1, f"{recipe.learning_rate:g}"),
+            cell(batch_size, recipe.batch_size),
+            cell(0.2, f"{recipe.dropout:g}"),
+            cell("yes", "yes" if recipe.drop_block else "no"),
+            cell(size, training_pixels(recipe).size),
+        )
+
+
+_TABLES = {
+    "models": models,
+    "aliases": aliases,
+    "misprints": misprints,
+    "recipes": recipes,
+    "timm_recipes": timm_recipes,
+}
 _REPORTS = {
     "inference": (report.inference, "inference"),
     "inference_summary": (report.inference_summary, "inference"),

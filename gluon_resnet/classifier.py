@@ -45,6 +45,13 @@ class Classifier:
     ctx: mx.Context
     precision: str = "fp32"
 
+    def __repr__(self) -> str:
+        first = ", ".join(self.class_names[:2])
+        return (
+            f"<Classifier {self.name}: {len(self.class_names)} classes ({first}, ...), "
+            f"images of {self.protocol.size} pixels, {self.precision} on {self.ctx}>"
+        )
+
     def __call__(self, images: Union[np.ndarray, mx.nd.NDArray]) -> mx.nd.NDArray:
         """Return the logits on the network's device."""
         return self.forward(self.to_device(images))

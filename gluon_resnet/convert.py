@@ -85,21 +85,28 @@ def parser() -> command.Parser:
         metavar="DST",
         help="NAME.params or NAME.safetensors; eight digits of its SHA-256 join NAME",
     )
-    parser.add_argument("--model", required=True, metavar="NAME", help="whose they are")
     parser.add_argument(
-        "--num-classes", type=int, metavar="N", help="classes, if not the model's own"
+        "--model",
+        metavar="NAME[.TAG]",
+        help="whose they are; not needed where the weights tell it",
+    )
+    parser.add_argument(
+        "--num-classes", type=int, metavar="N", help="how many classes there must be"
     )
     return parser
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Convert, print the path, and on standard error what was read."""
-    path, report = convert(
-        arguments.source,
-        arguments.destination,
-        model=arguments.model,
-        num_classes=arguments.num_classes,
-    )
+    from gluon_resnet.progress import doing
+
+    with doing(f"converting {arguments.source}"):
+        path, report = convert(
+            arguments.source,
+            arguments.destination,
+            model=arguments.model,
+            num_classes=arguments.num_classes,
+        )
     print(path)
     was = f", from {' and '.join(report.converted)}" if report.converted else ""
     print(

@@ -34,15 +34,21 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(path)
-    except OSError as error:
-        if error.errno not in FULL:
+    except Exception as error:
+        if not _is_full(error):
             raise
+        reason = getattr(error, "strerror", None) or os.strerror(errno.ENOSPC)
         kept = "the file that was there is kept" if path.exists() else "it is not there"
-        raise DiskFull(
-            f"cannot write {path}: {error.strerror}; make room, {kept}"
-        ) from None
+        raise DiskFull(f"cannot write {path}: {reason}; make room, {kept}") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    # Of MXNet's, which tells no more.
+    return "FileStream.Write incomplete" in str(error)
 
 
 def check_writable(path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 import time
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -147,7 +148,18 @@ def _answers(
             yield from answers
             started = time.perf_counter()
         if part:
-            np.savez(part, images=names, features=np.concatenate(vectors))
+            arrays = {"images": np.array(names), "features": np.concatenate(vectors)}
+            _write_arrays(part, arrays)
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a .npz file. NumPy's own function leaves it open where the disk is full."""
+    import numpy as np
+
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def _prepared(model: Classifier, image: NamedImage) -> np.ndarray | InputError:
@@ -258,7 +270,7 @@ def parser() -> command.Parser:
         metavar="IMAGE",
         help="files, folders, quoted patterns ('photos/*.jpg'), URLs, - for stdin",
     )
-    add_model_options(parser, help="default: the ImageNet model resnest50d.in1k")
+    add_model_options(parser, model="default: the ImageNet model resnest50d.in1k")
     add("--topk", type=int, default=5, help="classes to name for each image")
     add_running_options(parser, batch_size=1)
     add("--features", type=Path, metavar="OUT.npz", help="write pooled vectors, too")
@@ -302,12 +314,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _chosen_model(arguments: argparse.Namespace) -> tuple[Classifier, str]:
     """Return the model and, where it is not the one that is meant, a line on that."""
-    if arguments.model is not None:
+    if arguments.model is not None or arguments.weights is not None:
         return load_model(arguments), ""
-    if arguments.weights is not None:
-        raise InputError(
-            f"--weights {arguments.weights} without --model; name the network it is of"
-        )
     from gluon_resnet.progress import doing
 
     with doing("loading the default model"):

@@ -8,17 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gluon_resnet.device import device_name
+from gluon_resnet.errors import InputError
 from gluon_resnet.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from gluon_resnet.classifier import Classifier
 
 
-def add_model_options(parser: argparse.ArgumentParser, **model: object) -> None:
-    """Add --model, with the keywords `model`, --weights and --accept-licence."""
+def add_model_options(parser: argparse.ArgumentParser, *, model: str) -> None:
+    """Add --model, whose help is `model`, --weights and --accept-licence."""
     add = parser.add_argument
-    add("--model", metavar="NAME[.TAG]", **model)  # type: ignore[arg-type]
-    add("--weights", type=Path, metavar="FILE", help="a file of your own for --model")
+    add("--model", metavar="NAME[.TAG]", help=model)
+    add(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="a file of your own; --model may be left out where it tells its network",
+    )
     add(
         "--accept-licence",
         action="store_true",
@@ -42,10 +48,18 @@ def add_running_options(parser: argparse.ArgumentParser, *, batch_size: int) -> 
 
 
 def load_model(arguments: argparse.Namespace) -> Classifier:
-    """Return the model that the options name; errors are `init_model`'s."""
+    """Return the model that the options name.
+
+    Raises InputError as `init_model` does, and where they name none.
+    """
     from gluon_resnet.progress import doing
 
-    with doing(f"loading {arguments.model}"):
+    if arguments.model is None and arguments.weights is None:
+        raise InputError(
+            "no model is named: give --model NAME (`gluon-resnet models` lists them), "
+            "or --weights FILE that tells its network"
+        )
+    with doing(f"loading {arguments.model or arguments.weights}"):
         from gluon_resnet.classifier import init_model
 
         return init_model(

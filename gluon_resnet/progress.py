@@ -195,12 +195,15 @@ def _place() -> str:
 def _is_pipe(stream: TextIO) -> bool:
     try:
         return stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode)
-    except (OSError, ValueError):  # no file of the system's
+    except (OSError, ValueError):
         return False
 
 
 def _is_plain_terminal() -> bool:
-    columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):  # no file of the system's
+        columns = 80
     # Python sets LC_CTYPE to C.UTF-8 where it finds the C locale.
     ctype = os.environ.get("LC_CTYPE", "").replace("C.UTF-8", "")
     locale = os.environ.get("LC_ALL") or ctype or os.environ.get("LANG")

@@ -154,7 +154,7 @@ def parser() -> command.Parser:
     )
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="file to write, by custom NAME.int8")
-    add_model_options(parser, required=True, help="model to quantize")
+    add_model_options(parser, model="model to quantize")
     add("--rec", type=Path, required=True, metavar="FILE", help="images: .rec and .idx")
     add("--images", type=int, default=500, metavar="N", help="how many to calibrate on")
     add(

@@ -130,7 +130,7 @@ def parser() -> command.Parser:
     )
     add = parser.add_argument
     add("--rec", type=Path, required=True, metavar="FILE", help=".rec with its .idx")
-    add_model_options(parser, required=True, help="model to validate")
+    add_model_options(parser, model="model to validate")
     add_running_options(parser, batch_size=32)
     add("--crops", type=int, choices=[1, 10], default=1, help="of each image")
     add("--per-class", type=Path, metavar="CSV", help="write a table of the classes")

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Literal, Optional, Union
 
 from gluon_resnet.errors import InputError
-from imagenet_prep.working import progress
+from gluon_resnet.progress import progress
 
 ORIGIN = ".origin"
 _ALGORITHMS = {32: "md5", 40: "sha1"}  # by the number of hexadecimal digits
@@ -30,11 +30,11 @@ def digest_of(path: Path, algorithm: str) -> str:
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with (
         path.open("rb") as file,
-        progress(f"checking {path.name}", path.stat().st_size, "B") as advance,
+        progress(f"checking {path.name}", total=path.stat().st_size, unit="B") as bar,
     ):
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
-            advance(len(chunk))
+            bar.update(len(chunk))
     return digest.hexdigest()
 
 

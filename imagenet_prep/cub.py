@@ -17,6 +17,7 @@ from typing import Optional
 
 from gluon_resnet import command
 from gluon_resnet.errors import InputError
+from gluon_resnet.progress import progress
 from imagenet_prep.archives import (
     begin,
     extract,
@@ -28,7 +29,7 @@ from imagenet_prep.archives import (
 from imagenet_prep.encoding import Encoding, add_options, encoding_of
 from imagenet_prep.folder import write_classes, write_folder_records
 from imagenet_prep.record_writer import Row, write_listing
-from imagenet_prep.working import print_written, progress, working_in
+from imagenet_prep.working import print_written, working_in
 
 NAME = "CUB_200_2011"
 MD5 = "97eceeb196236b17998738112f37df78"
@@ -46,7 +47,7 @@ def extract_archive(archive: Path, folder: Path, total: int) -> None:
     """Write the images and the tables that say what they are to `folder`."""
     pattern = f"{NAME}/({'|'.join(map(re.escape, TABLES))}|images/{_IMAGE})"
     with (
-        progress("extracting", total, "images") as advance,
+        progress("extracting", total=total) as bar,
         open_archive(archive, "r:gz", name=archive) as files,
     ):
         for member in regular_files(files, name=archive):
@@ -55,7 +56,7 @@ def extract_archive(archive: Path, folder: Path, total: int) -> None:
                 path = folder / match[1]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 extract(files, member, path)
-                advance(match[1] not in TABLES)
+                bar.update(match[1] not in TABLES)
     for name in TABLES:
         if not (folder / name).is_file():
             raise InputError(f"{archive} lacks {NAME}/{name}: fetch it again")

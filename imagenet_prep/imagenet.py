@@ -30,6 +30,7 @@ from gluon_resnet.errors import InputError
 from gluon_resnet.image_files import LeftOut
 from gluon_resnet.in_order import in_order
 from gluon_resnet.postprocess import synsets
+from gluon_resnet.progress import progress
 from imagenet_prep.archives import (
     begin,
     check_sum,
@@ -43,7 +44,7 @@ from imagenet_prep.archives import (
 from imagenet_prep.encoding import Encoding, add_options, encoding_of
 from imagenet_prep.folder import class_folders, image_rows, write_folder_records
 from imagenet_prep.record_writer import write_listing
-from imagenet_prep.working import print_written, progress, working_in
+from imagenet_prep.working import print_written, working_in
 
 TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 VAL_ARCHIVE = "ILSVRC2012_img_val.tar"
@@ -114,9 +115,9 @@ def extract_train(
         return count
 
     total = dataset.counts["train"]
-    with progress("extracting train", total, "images") as advance:
+    with progress("extracting train", total=total) as bar:
         for count in in_order(extract_class, classes, workers=workers):
-            advance(count)
+            bar.update(count)
 
 
 def extract_val(
@@ -129,7 +130,7 @@ def extract_val(
     for wnid in dataset.wnids:
         (folder / wnid).mkdir(exist_ok=True)
     with (
-        progress("extracting val", len(wnids), "images") as advance,
+        progress("extracting val", total=len(wnids)) as bar,
         open_archive(archive, name=archive) as images,
     ):
         for image in regular_files(images, name=archive):
@@ -141,7 +142,7 @@ def extract_val(
                     f"{len(wnids)}: fetch it again"
                 )
             extract(images, image, folder / wnids[number - 1] / image.name)
-            advance(1)
+            bar.update()
 
 
 def read_devkit(devkit: Path, dataset: DataSet) -> list[str]:

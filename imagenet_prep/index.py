@@ -19,7 +19,7 @@ from gluon_resnet import command
 from gluon_resnet.data.records import HEADER, records_in
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
-from imagenet_prep.working import progress
+from gluon_resnet.progress import progress
 
 
 def write_index(rec: Path) -> Path:
@@ -33,13 +33,13 @@ def write_index(rec: Path) -> Path:
         raise InputError(f"{rec} is no record file: give the path of a .rec")
     identifiers, offsets = array("Q"), array("Q", [0])
     size = rec.stat().st_size
-    with progress(f"reading {rec.name}", size, "B") as advance:
+    with progress(f"reading {rec.name}", total=size, unit="B") as bar:
         for offset, content in records_in(rec):
             _, _, identifier, _ = HEADER.unpack_from(content)
             identifiers.append(identifier)
-            advance(offset - offsets[-1])
+            bar.update(offset - offsets[-1])
             offsets.append(offset)
-        advance(size - offsets[-1])
+        bar.update(size - offsets[-1])
     del offsets[0]
     if not offsets:
         raise InputError(f"{rec} is empty: write it again")

@@ -27,7 +27,7 @@ from typing import BinaryIO, Optional
 from gluon_resnet.data.records import HEADER, MAGIC
 from gluon_resnet.errors import InputError
 from gluon_resnet.in_order import in_order
-from imagenet_prep.working import progress
+from gluon_resnet.progress import progress
 
 LENGTH_BITS = 29
 SHUFFLE_SEED = 100  # MXNet's im2rec.py shuffles with the same
@@ -152,12 +152,12 @@ def write_records(
         framed = in_order(
             lambda row: (row[0], image_record(row, encode)), rows, workers=workers
         )
-        with progress(rec.name, total, "images", done=done) as advance:
+        with progress(rec.name, total=total, done=done) as bar:
             for key, record in framed:
                 records.write(record)
                 lines.append(f"{key}\t{offset}\n")
                 offset += len(record)
-                advance(1)
+                bar.update()
                 if offset - synced >= SYNC_BYTES:
                     _sync(records, index, lines)
                     synced = offset

@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the long commands share: one run a folder, and progress."""
+"""What the long commands share: one run a folder, and what they print."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import FULL, locked
-
-SECONDS_BETWEEN_LINES = 30.0
 
 
 @contextmanager
@@ -40,35 +35,3 @@ def print_written(written: Sequence[Path], wanted: int, target: Path) -> None:
         print(path)
     if len(written) < wanted:
         print(f"{target} held the rest already", file=sys.stderr)
-
-
-@contextmanager
-def progress(
-    what: str, total: int, unit: str, *, done: int = 0
-) -> Iterator[Callable[[int], object]]:
-    """Give a function to call with how many more are done.
-
-    It draws a bar on a terminal and prints a line now and then into a log. Bytes
-    (`unit` "B") are shown with prefixes.
-    """
-    if sys.stderr.isatty():
-        with tqdm(
-            desc=what, total=total, initial=done, unit=unit, unit_scale=unit == "B"
-        ) as bar:
-            yield bar.update
-        return
-
-    last = time.monotonic()
-
-    def say() -> None:
-        print(f"{what}: {done:,} of {total:,} {unit}", file=sys.stderr, flush=True)
-
-    def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            say()
-
-    yield advance
-    say()

@@ -363,11 +363,3 @@ def test_network_and_url_of_a_row_may_be_named_as_openmmlab_does(monkeypatch, ca
         with pytest.raises(InputError, match=r"^stop$"):
             init_model(name, url)
     assert asked == ["resnet50_v1b.openmmlab_8xb32"] * 3
-    with pytest.raises(InputError, match="of resnet50_v1b, not of resnet18_v1b; give"):
-        init_model("resnet18", url)
-    with pytest.raises(InputError) as caught:
-        init_model("resnet50", "https://example.com/mine.pth")
-    assert str(caught.value) == (
-        "https://example.com/mine.pth is the URL of no published checkpoint; download "
-        "the file and give its path"
-    )

@@ -145,6 +145,54 @@ def test_interrupt_that_c_code_swallows_ends_all_the_same(process, capfd):
     assert capfd.readouterr().err.splitlines()[0] == "verb: stopped by Ctrl-C"
 
 
+def test_interrupt_that_an_import_would_swallow_ends_it(process, capfd, tmp_path):
+    (tmp_path / "swallows.py").write_text(
+        "import signal\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    pass\n"
+    )
+
+    def main(_):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(tmp_path)
+            import swallows  # noqa: F401
+
+    assert run(main, capfd) == (130, "", "verb: stopped by Ctrl-C\n")
+    assert process == [130]
+
+
+# Ctrl-C when a module is about to be imported.
+INTERRUPTED_IMPORT = """
+import runpy, signal, sys
+
+class Interrupter:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupter())
+sys.argv = ["benchmark", "cifar_resnet20_v1"]
+runpy.run_module("gluon_resnet.benchmark", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["tqdm", "numpy", "numpy.random", "mxnet", "mxnet.symbol", "mxnet.gluon"]
+)
+def test_interrupt_while_modules_are_imported_is_one_line_and_130(name):
+    result = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT.format(name=name)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (130, "")
+    assert result.stderr == "python -m gluon_resnet.benchmark: stopped by Ctrl-C\n"
+
+
 def test_interrupt_that_is_ignored_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     interrupt.raise_once("verb")
@@ -355,7 +403,7 @@ def test_verb_is_told_by_the_name_it_was_called_by(capfd):
     code, _, error = start(capfd, "convert", "a.pth")
     assert code == 2
     assert error == (
-        "gluon-resnet convert: the following arguments are required: DST, --model; see "
+        "gluon-resnet convert: the following arguments are required: DST; see "
         "gluon-resnet convert --help\n"
     )
 

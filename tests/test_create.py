@@ -160,7 +160,7 @@ def test_url_of_a_published_file_is_its_row(monkeypatch):
     url = "https://download.pytorch.org/models/resnet50-0676ba61.pth"
     with pytest.raises(InputError, match=r"^stop$"):
         create_model("resnet50", pretrained=url)
-    with pytest.raises(InputError, match="of resnet50_v1b, not of resnet18_v1b; give"):
+    with pytest.raises(InputError, match="0676ba61, not weights of resnet18: give"):
         create_model("resnet18", pretrained=url)
     assert asked == ["resnet50_v1b.tv_in1k_0676ba61"]
 

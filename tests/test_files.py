@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run in a folder."""
+"""Whole files or none, and one run in a folder."""
 
+import errno
 import threading
 from pathlib import Path
 
 import pytest
 
 from gluon_resnet.errors import InputError
-from gluon_resnet.files import locked
+from gluon_resnet.files import DiskFull, check_writable, locked, replacing
 
 
 def test_folder_is_made_and_left_as_it_was(tmp_path):
@@ -86,3 +87,50 @@ def test_folder_that_cannot_be_made_is_refused(tmp_path):
     assert str(error.value) == (
         f"cannot write into {file}: File exists; choose a folder that you may write to"
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        # As MXNet says it.
+        RuntimeError("Traceback ...: Check failed: FileStream.Write incomplete"),
+    ],
+)
+@pytest.mark.parametrize(
+    "is_there, kept",
+    [(False, "it is not there"), (True, "the file that was there is kept")],
+)
+def test_full_disk_is_one_line_that_says_what_is_kept(tmp_path, error, is_there, kept):
+    path = tmp_path / "a.params"
+    if is_there:
+        path.write_text("old")
+    with pytest.raises(DiskFull) as refusal, replacing(path) as part:
+        part.write_text("ne")
+        raise error
+    assert str(refusal.value) == (
+        f"cannot write {path}: No space left on device; make room, {kept}"
+    )
+    assert [*tmp_path.iterdir()] == [path] * is_there
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "a.params"):
+        1 / 0  # noqa: B018
+    with pytest.raises(PermissionError), replacing(tmp_path / "a.params"):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_writing_is_tried_before_the_work(tmp_path):
+    check_writable(tmp_path / "new" / "a.png")
+    assert [*tmp_path.rglob("*")] == [tmp_path / "new"]
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"^cannot write .*: (File exists|Not a dir)"):
+        check_writable(tmp_path / "file" / "a.png")
+
+
+def test_name_may_be_as_long_as_the_system_allows(tmp_path):
+    path = tmp_path / f"{'ä' * 125}.png"
+    with replacing(path) as part:
+        part.touch()
+    assert [*tmp_path.iterdir()] == [path]

@@ -507,15 +507,13 @@ def test_command_says_in_one_line_what_is_wrong(official, tmp_path):
     result = run_command("--download-dir", official, "--target", tmp_path / "target")
     assert result.returncode == 1
     assert result.stdout == ""
-    *progress, error = result.stderr.splitlines()
+    (error,) = result.stderr.splitlines()
     assert error == (
         "python -m imagenet_prep.imagenet: "
         f"{official / TRAIN_ARCHIVE} has the SHA1 "
         f"{checksums_of(official)[TRAIN_ARCHIVE]}, the published file "
         f"{imagenet.CHECKSUMS[TRAIN_ARCHIVE]}: fetch it again"
     )
-    size = (official / TRAIN_ARCHIVE).stat().st_size
-    assert progress == [f"checking {TRAIN_ARCHIVE}: {size:,} of {size:,} B"]
 
 
 def test_command_refuses_wrong_usage():

@@ -255,6 +255,13 @@ def test_next_images_are_read_while_the_network_works(model, monkeypatch):
     assert seen[0] == 4
 
 
+def test_model_tells_what_it_is_in_one_cell(model):
+    assert repr(model) == (
+        f"<Classifier {bundled.NAME}: 10 classes (T-shirt/top, Trouser, ...), images "
+        "of 28 pixels, fp32 on cpu(0)>"
+    )
+
+
 def test_inference_model_returns_what_openmmlabs_does(model):
     answer = inference_model(model, SAMPLES[0])
     assert set(answer) == {"pred_label", "pred_class", "pred_score", "pred_scores"}
@@ -267,6 +274,12 @@ def test_own_weights_decide_the_number_of_classes(model):
     own = init_model("cifar_resnet20_v1", weights=bundled.weights())
     assert own.name == "cifar_resnet20_v1"
     assert own.net.fc.weight.shape == (10, 64)
+
+
+def test_command_needs_no_model_where_the_weights_tell_it(capsys):
+    assert run(SAMPLES[0], "--weights", bundled.weights(), "--topk", 1) == 0
+    out, error = capsys.readouterr()
+    assert (out.split()[-1], error) == ("T-shirt/top", "")
 
 
 def test_weights_of_another_net_are_refused_with_the_keys(tmp_path):
@@ -301,6 +314,17 @@ def test_command_prints_any_file_name_on_one_line(tmp_path, capsys):
     assert image.startswith(rf"{tmp_path}/caf\udce9\n\x1b[2J.png  ({bundled.NAME}, ")
 
 
+def test_weights_that_tell_their_network_need_no_model(capsys):
+    assert run(SAMPLES[0], "--weights", bundled.weights(), "--topk", 1) == 0
+    image, answer = capsys.readouterr().out.splitlines()
+    assert image.startswith(f"{SAMPLES[0]}  ({bundled.MODEL}, ")
+    assert answer.endswith("  T-shirt/top")
+
+
+def test_help_names_the_default_model():
+    assert DEFAULT_WEIGHTS in command.parser().format_help()
+
+
 def test_default_model_that_cannot_be_had_is_replaced_and_said(capsys, caplog):
     assert run(SAMPLES[0], "--json") == 1
     out, error = capsys.readouterr()
@@ -322,7 +346,7 @@ def test_model_asked_for_by_name_is_never_replaced():
     "arguments, message",
     [
         (["x.png", "--model", "resnet5"], "unknown model 'resnet5'; nearest: "),
-        (["x.png", "--weights", "w"], "--weights w without --model; name the"),
+        (["x.png", "--weights", "w"], "cannot read weights w: No such file"),
         (["x.png", "--model", bundled.NAME, "--precision", "int8"], "int8 needs a"),
         (["x.png", "--model", bundled.NAME, "--batch-size", 10**8], "GB are free"),
         (["x.png", "--model", bundled.NAME, "--ctx", "gpu(99)"], "is not there: MXNet"),

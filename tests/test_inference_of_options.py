@@ -26,10 +26,12 @@ from gluon_resnet.preprocess import Protocol
 from gluon_resnet.quantize import quantize
 from gluon_resnet.training.recipe import Recipe
 from gluon_resnet.training.step import TrainingStep
+from gluon_resnet.weights.card import Card
 
-# Of the largest logit, as in test_inference.py.
+# Of the largest logit, as in test_inference.py; in bfloat16 more, because the logits
+# of few classes are small here.
 FP32_TOLERANCE = 3e-6
-TOLERANCES = {"fp32": FP32_TOLERANCE, "bf16": 0.012}
+TOLERANCES = {"fp32": FP32_TOLERANCE, "bf16": 0.02}
 NETS = ["cifar_resnet20_v1", "cifar_resnet20_v2", "resnest14d"]
 
 
@@ -280,8 +282,8 @@ def test_form_of_mxnets_operators_serves_several_threads():
 
 
 def classifier(net):
-    protocol = Protocol(size=32, crop_pct=1)
-    return Classifier(net.spec.name, net, protocol, ("class",) * 10, mx.cpu())
+    card = Card(net.spec.name, Protocol(size=32, crop_pct=1))
+    return Classifier(net.spec.name, net, card, ("class",) * 10, mx.cpu())
 
 
 QUANTIZED = {

@@ -5,6 +5,7 @@ import copy
 import json
 import random
 import zipfile
+from dataclasses import asdict
 
 import mxnet as mx
 import numpy as np
@@ -13,7 +14,7 @@ from draw import draw_images
 
 from gluon_resnet import bundled, init_model
 from gluon_resnet.errors import InputError
-from gluon_resnet.inference import int8, plan
+from gluon_resnet.inference import plan
 from gluon_resnet.inference.int8 import load_int8
 from gluon_resnet.inference.packing import SCALE, aligned
 from gluon_resnet.quantize import quantize
@@ -25,7 +26,8 @@ class Archive:
     """The content of an int8 file, to change and to write."""
 
     def __init__(self, model):
-        self.card = json.loads(json.dumps(int8.asdict(model.card)))
+        fields = asdict(model.card) | {"calibration": asdict(model.calibration)}
+        self.card = json.loads(json.dumps(fields))
         self.graph = json.loads(model.symbol.tojson())
         self.arrays = dict(model.arrays)
 
@@ -90,6 +92,17 @@ def test_whole_file_is_taken(whole, guards, tmp_path):
     logits = answer(whole.write(tmp_path / "net.int8"))
     assert logits.shape == (3, 10)
     assert guards and all((guard == 0xA5).all() for guard in guards)
+
+
+def test_logits_do_not_depend_on_the_shapes_before(whole, tmp_path):
+    model = load_int8(whole.write(tmp_path / "net.int8"))
+    images = mx.nd.array(draw_images((3, 3, 28, 28)))
+    form = model.form()
+    for shape in ((1, 3, 64, 64), (5, 3, 32, 28)):
+        form(mx.nd.array(draw_images(shape)))
+    np.testing.assert_array_equal(
+        form(images).asnumpy(), model.form()(images).asnumpy()
+    )
 
 
 def refused(archive, tmp_path):
@@ -161,7 +174,7 @@ def test_other_arrays_are_refused(whole, tmp_path, suffix, change, reason):
 
 def test_classes_without_logits_are_refused(whole, tmp_path):
     archive = whole.changed()
-    archive.card["class_names"].append("one more")
+    archive.card["classes"].append("one more")
     assert refused(archive, tmp_path) == (
         "its graph is not that of cifar_resnet20_v1 with 11 classes"
     )

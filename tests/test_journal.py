@@ -132,8 +132,8 @@ def test_full_disk_is_one_line_that_says_what_is_kept(tmp_path, monkeypatch, ful
             monkeypatch.setattr(RecordWriter, "flush", refuse)
         record(STEP)
     assert str(error.value) == (
-        f"cannot write {tmp_path / full}: No space left on device; mend that and go on "
-        "with --resume; step-00000004.npz is kept"
+        f"cannot write {tmp_path / full}: No space left on device; mend that; then "
+        "go on with --resume, step-00000004.npz is kept"
     )
 
 

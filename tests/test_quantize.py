@@ -302,9 +302,7 @@ def test_options_out_of_range_are_refused(model, options, message):
 
 def test_model_that_is_int8_already_is_refused(quantized):
     card = quantized.card
-    model = Classifier(
-        card.model, quantized, card.protocol, card.class_names, mx.cpu(), "int8"
-    )
+    model = Classifier(card.model, quantized, card, card.classes, mx.cpu(), "int8")
     with pytest.raises(InputError) as error:
         quantize(model, bundled.TRAIN_REC)
     assert str(error.value) == (

@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-import threading
 import time
 import tracemalloc
 
@@ -14,15 +13,14 @@ import pytest
 
 from gluon_resnet.data.records import MAGIC
 from gluon_resnet.errors import InputError
-from gluon_resnet.in_order import in_order
-from imagenet_prep import record_writer, working
+from imagenet_prep import record_writer
 from imagenet_prep.record_writer import (
     frame,
     image_record,
     write_listing,
     write_records,
 )
-from imagenet_prep.working import progress, working_in
+from imagenet_prep.working import working_in
 
 ROWS = [(key, key % 3, f"{key % 3}/{key}.jpg") for key in range(7)]
 
@@ -334,56 +332,6 @@ def test_target_that_is_no_folder_is_refused(tmp_path):
     assert str(error.value) == (
         f"cannot write into {path}: File exists; choose a folder that you may write to"
     )
-
-
-def test_results_come_in_order_and_few_are_taken_ahead():
-    taken = []
-
-    def items():
-        for item in range(100):
-            taken.append(item)
-            yield item
-
-    def slow(item):
-        time.sleep(random.random() / 500)
-        return item
-
-    for place, result in enumerate(in_order(slow, items(), workers=2)):
-        assert result == place
-        assert len(taken) <= place + 8
-    assert len(taken) == 100
-
-
-def test_no_thread_is_left_after_an_error():
-    before = threading.active_count()
-    with pytest.raises(ZeroDivisionError):
-        list(in_order(lambda item: 1 // (5 - item), range(100), workers=2))
-    assert threading.active_count() == before
-
-
-def test_no_workers_are_refused():
-    with pytest.raises(InputError, match=r"^0 workers do no work: give at least 1$"):
-        list(in_order(str, range(3), workers=0))
-
-
-def test_progress_prints_lines_into_a_log(capsys, monkeypatch):
-    with progress("writing", 2000, "images", done=1000) as advance:
-        advance(10)
-        monkeypatch.setattr(working, "SECONDS_BETWEEN_LINES", 0.0)
-        advance(10)
-        monkeypatch.setattr(working, "SECONDS_BETWEEN_LINES", 30.0)
-        advance(980)
-    assert capsys.readouterr().err.splitlines() == [
-        "writing: 1,020 of 2,000 images",
-        "writing: 2,000 of 2,000 images",
-    ]
-
-
-def test_progress_draws_a_bar_on_a_terminal(capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with progress("writing", 2, "images") as advance:
-        advance(2)
-    assert "100%" in capsys.readouterr().err
 
 
 def test_points_to_go_on_from_are_not_too_far_apart(tmp_path, monkeypatch):

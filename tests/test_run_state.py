@@ -123,8 +123,8 @@ def test_full_disk_is_one_line_and_leaves_older_checkpoints(out, monkeypatch):
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     monkeypatch.setattr(os, "fsync", full)
     assert message_of(save_state, out, replace(STATE, epoch=3), ARRAYS) == (
-        f"cannot write {out / 'step-00000015.npz'}: No space left on device; mend that "
-        "and go on with --resume; step-00000012.npz is kept"
+        f"cannot write {out / 'step-00000015.npz'}: No space left on device; make "
+        "room, it is not there; then go on with --resume, step-00000012.npz is kept"
     )
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
@@ -236,9 +236,9 @@ def test_whatever_cannot_be_written_is_one_line(tmp_path, out, error, reason):
 
     empty = tmp_path / "empty"
     assert message_of(write, empty) == (
-        f"cannot write {empty}/curves.png: {reason}; mend that and begin again"
+        f"cannot write {empty}/curves.png: {reason}; mend that; then begin again"
     )
     assert message_of(write, out) == (
-        f"cannot write {out}/curves.png: {reason}; mend that and go on with --resume; "
-        "step-00000012.npz is kept"
+        f"cannot write {out}/curves.png: {reason}; mend that; then go on with "
+        "--resume, step-00000012.npz is kept"
     )

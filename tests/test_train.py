@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,7 @@ from gluon_resnet.training.recipes import RECIPES
 from gluon_resnet.training.run import Run, versions
 from gluon_resnet.training.run_state import Sums, checkpoints, load_state
 from gluon_resnet.training.step import Answer, TrainingStep
+from gluon_resnet.weights.card import read_card
 from imagenet_prep.fashion_mnist import write_split
 
 TOY = replace(
@@ -64,6 +66,7 @@ DRAWING = replace(
     drop_path=0.2,
     ema=0.9,
 )
+SLOW = pytest.mark.slow
 COUNT = 200  # not a multiple of the batch size
 
 
@@ -220,6 +223,22 @@ def test_weights_score_what_the_log_says(finished, rec, name):
     assert validate(model.net, batches).top1 == (max(top1) if name else top1[-1])
 
 
+def test_card_tells_names_accuracy_and_what_the_training_began_with(rec, tmp_path):
+    names = tmp_path / "classes.txt"
+    names.write_text("dark\nbright\n")
+    weights = str(bundled.weights())
+    recipe = replace(TOY, data_set=str(names), initial_weights=weights, epochs=2)
+    history = train(recipe, rec, rec, out=tmp_path / "run")
+    card = read_card(tmp_path / "run" / f"{TOY.model}.params")
+    assert (card.model, card.protocol) == (TOY.model, TOY.protocol)
+    assert (card.classes, card.parent) == (("dark", "bright"), weights)
+    assert card.metrics == {key: history[-1][key] for key in ("top1", "top5")}
+    best = read_card(tmp_path / "run" / f"{TOY.model}.best.params")
+    assert best.metrics["top1"] == max(entry["top1"] for entry in history)
+    model = init_model(TOY.model, tmp_path / "run" / f"{TOY.model}.params")
+    assert model.class_names == ("dark", "bright")
+
+
 class BreakError(Exception):
     """Stands for the moment at which a run is killed."""
 
@@ -229,11 +248,11 @@ class BreakError(Exception):
     [
         (os, "fsync"),  # while a checkpoint is being written
         (Path, "replace"),  # when it is written, but has not got its name
-        (Path, "unlink"),  # before an older one goes
+        pytest.param(Path, "unlink", marks=SLOW),  # before an older one goes
         (Run, "save"),  # before the checkpoint of the epoch
         (module, "publish"),  # after it, and after the epoch's line in the log
-        (module, "save_weights"),  # of the best epoch
-        (module, "draw_curves"),
+        pytest.param(module, "save_weights", marks=SLOW),  # of the best epoch
+        pytest.param(module, "draw_curves", marks=SLOW),
     ],
 )
 def test_run_that_breaks_after_an_epoch_resumes_to_equal_weights(
@@ -288,20 +307,22 @@ def test_run_that_breaks_after_every_step_resumes_to_equal_weights(
     assert parameters_of(tmp_path / "broken") == parameters_of(tmp_path / "whole")
 
 
+@SLOW
 def test_run_killed_at_random_moments_resumes_to_equal_weights(tmp_path):
     """The small form of kill_training.py."""
     assert kill_training.compare(tmp_path, kills=2, epochs=6, seed=os.getpid()) > 0
 
 
 def test_damaged_checkpoint_costs_no_bit(finished, rec, tmp_path, caplog):
-    train(TOY, rec, rec, out=tmp_path)
-    newest = checkpoints(tmp_path)[-1]
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    newest = checkpoints(out)[-1]
     os.truncate(newest, newest.stat().st_size // 2)
+    (out / f"{TOY.model}.params").unlink()
     with caplog.at_level(logging.WARNING):
-        history = train(TOY, rec, rec, out=tmp_path, resume=True)
+        history = train(TOY, rec, rec, out=out, resume=True)
     assert caplog.messages[0].startswith(f"{newest} is damaged")
     assert outcome(history) == outcome(finished[1])
-    assert parameters_of(tmp_path) == parameters_of(finished[0])
+    assert parameters_of(out) == parameters_of(finished[0])
 
 
 def test_finished_run_resumes_to_what_it_is(finished, rec):
@@ -446,13 +467,14 @@ def test_full_disk_is_one_line_and_the_run_resumes(
         patch.setattr(np.lib.format, "write_array", full)
         assert error_of(train, TOY, rec, rec, out=tmp_path) == (
             f"cannot write {tmp_path / 'step-00000024.npz'}: No space left on device; "
-            "mend that and go on with --resume; step-00000012.npz is kept"
+            "make room, it is not there; then go on with --resume, step-00000012.npz "
+            "is kept"
         )
     train(TOY, rec, rec, out=tmp_path, resume=True)
     assert parameters_of(tmp_path) == parameters_of(finished[0])
 
 
-@pytest.mark.slow
+@SLOW
 def test_full_disk_anywhere_is_one_line_and_the_run_resumes(
     finished, rec, tmp_path, capsys
 ):
@@ -478,8 +500,8 @@ def test_full_disk_anywhere_is_one_line_and_the_run_resumes(
         subprocess.run(["umount", str(folder)], check=True)
     for message in failures:
         assert re.fullmatch(
-            f"cannot write {out}/[^;]+: .+; mend that and (begin again|go on with "
-            r"--resume; step-\d+\.npz is kept)",
+            f"cannot write {out}/[^;]+: [^;]+; (mend that|make room, [^;]+); then "
+            r"(begin again|go on with --resume, step-\d+\.npz is kept)",
             message,
         )
     places = {Path(message.split(": ")[0]).name for message in failures}
@@ -841,7 +863,7 @@ FIRST_OF_KIND = {treatment(RECIPES[name]): name for name in reversed(RECIPES)}
     [
         pytest.param(
             name,
-            marks=[] if name in FIRST_OF_KIND.values() else pytest.mark.slow,
+            marks=[] if name in FIRST_OF_KIND.values() else SLOW,
         )
         for name in RECIPES
     ],

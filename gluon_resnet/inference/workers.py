@@ -28,6 +28,12 @@ class Workers:
         self._places = places
         self._threads: list[threading.Thread] = []
         self._calls: SimpleQueue[Optional[_Call]] = SimpleQueue()
+        self._last: Optional[_Call] = None
+
+    @property
+    def are_busy(self) -> bool:
+        """Whether tasks of the last `run` have not ended: signals drove it out."""
+        return self._last is not None and not self._last.has_ended
 
     def __len__(self) -> int:
         return len(self._places)
@@ -43,7 +49,7 @@ class Workers:
         """
         if not self._threads:
             self._start()
-        call = _Call(tasks, cancel)
+        call = self._last = _Call(tasks, cancel)
         try:
             for _ in self._threads:
                 self._calls.put(call)
@@ -91,6 +97,11 @@ class _Call:
         self._signal: SimpleQueue[None] = SimpleQueue()
         self._cancel = cancel
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether all tasks have."""
+        return len(self._ended) == self._count
+
     def work(self) -> None:
         """Do one task after the other, until there is none."""
         # A signal's handler may run between any two lines of `wait`, none may here; so
@@ -106,17 +117,17 @@ class _Call:
                 self.error = self.error or error
                 self._cancel()
             self._ended.append(None)
-            if len(self._ended) == self._count:
+            if self.has_ended:
                 self._signal.put(None)
 
     def wait(self) -> None:
         """Return when all tasks have ended."""
-        while len(self._ended) < self._count:
+        while not self.has_ended:
             self._signal.get()
 
     def wait_patiently(self) -> None:
         """Wait even where one signal follows the other."""
-        while len(self._ended) < self._count:
+        while not self.has_ended:
             with contextlib.suppress(BaseException):
                 self.wait()
 

@@ -23,14 +23,20 @@ from gluon_resnet.progress import progress
 from gluon_resnet.random_streams import Use, mxnet_seed, stream
 from gluon_resnet.training.interrupts import Interrupted, interrupts_held
 from gluon_resnet.training.journal import draw_curves, journal, note_start, write_json
-from gluon_resnet.training.recipe import Recipe, drop_block_at, learning_rate, mix
+from gluon_resnet.training.recipe import (
+    Recipe,
+    class_names,
+    drop_block_at,
+    learning_rate,
+    mix,
+)
 from gluon_resnet.training.recipes import recipe_named
 from gluon_resnet.training.report import epoch_line, start_lines, step_text
 from gluon_resnet.training.run import Run, set_up, versions
 from gluon_resnet.training.run_state import Sums, told_in_one_line
 from gluon_resnet.training.step import Answer
 from gluon_resnet.weights import save_weights
-from gluon_resnet.weights.card import Card, class_names_of
+from gluon_resnet.weights.card import Card
 
 log = logging.getLogger(__name__)
 
@@ -256,13 +262,14 @@ def publish(run: Run) -> None:
 
 
 def write_weights(run: Run, path: Path) -> None:
-    """Write the weights as the training stands now, and their card."""
-    recipe = run.recipe
+    """Write the weights as the training stands at the end of an epoch, with a card."""
+    recipe, last = run.recipe, run.state.history[-1]
     card = Card(
         recipe.model,
         recipe.protocol,
-        classes=class_names_of(recipe.data_set, recipe.num_classes),
+        classes=class_names(recipe),
         data_set=recipe.data_set,
+        metrics={"top1": last["top1"], "top5": last["top5"]},
         parent=recipe.initial_weights,
     )
     with told_in_one_line(path, run.out):

@@ -22,7 +22,7 @@ import numpy as np
 
 from gluon_resnet.data.loader import steps_per_epoch
 from gluon_resnet.errors import InputError
-from gluon_resnet.files import replacing
+from gluon_resnet.files import DiskFull, replacing
 
 log = logging.getLogger(__name__)
 
@@ -148,17 +148,21 @@ def told_in_one_line(path: Path, out: Path) -> Iterator[None]:
     """
     try:
         yield
+    except DiskFull as error:
+        raise InputError(f"{error}; {_how_to_go_on(out)}") from None
     except (OSError, mx.base.MXNetError) as error:
         # MXNet says it in the last of several lines.
         reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[-1]
-        raise InputError(f"cannot write {path}: {reason}; {_remedy(out)}") from None
+        raise InputError(
+            f"cannot write {path}: {reason}; mend that; {_how_to_go_on(out)}"
+        ) from None
 
 
-def _remedy(out: Path) -> str:
+def _how_to_go_on(out: Path) -> str:
     kept = checkpoints(out)
     if not kept:
-        return "mend that and begin again"
-    return f"mend that and go on with --resume; {kept[-1].name} is kept"
+        return "then begin again"
+    return f"then go on with --resume, {kept[-1].name} is kept"
 
 
 def load_state(out: Path) -> Optional[tuple[RunState, dict[str, np.ndarray]]]:

@@ -92,9 +92,9 @@ def card_from_text(text: str, where: str) -> Card:
 
 
 def card_from_fields(stored: Any, where: str) -> Card:
-    """Return the card that is an object in JSON; raises ValueError where it is none."""
+    """Return the card that is an object in JSON; raises InputError where it is none."""
     if not isinstance(stored, dict):
-        raise ValueError("it is no JSON object")
+        raise InputError("it is no JSON object")
     names = {field.name for field in fields(Card)}
     if unknown := sorted(stored.keys() - names):
         log.info(
@@ -105,11 +105,11 @@ def card_from_fields(stored: Any, where: str) -> Card:
     values = {name: stored[name] for name in names & stored.keys()}
     for name in ("model", "protocol"):
         if name not in values:
-            raise ValueError(f"it does not tell the {name}")
+            raise InputError(f"it does not tell the {name}")
     values["protocol"] = _protocol(values["protocol"])
     for name, (holds, rule) in _RULES.items():
         if name in values and values[name] is not None and not holds(values[name]):
-            raise ValueError(f"{name} must be {rule}")
+            raise InputError(f"{name} must be {rule}")
     if values.get("classes") is not None:
         values["classes"] = tuple(values["classes"])
     if values.get("weights") is not None:
@@ -203,15 +203,15 @@ def _card_beside(path: Path, weights: Path) -> Card:
 
 def _protocol(stored: Any) -> Protocol:
     if not isinstance(stored, dict):
-        raise ValueError("protocol must be an object")
+        raise InputError("protocol must be an object")
     known = {field.name for field in fields(Protocol)}
     # Unlike a field of the card, one of the pixels cannot be left out.
     if unknown := sorted(stored.keys() - known):
-        raise ValueError(f"this version cannot prepare images by {shown(unknown[0])}")
+        raise InputError(f"this version cannot prepare images by {shown(unknown[0])}")
     try:
         return Protocol(**stored)
     except TypeError:
-        raise ValueError("a value of protocol is of a wrong type") from None
+        raise InputError("a value of protocol is of a wrong type") from None
 
 
 def _is_text(value: Any) -> bool:

@@ -37,11 +37,11 @@ from typing import Any, BinaryIO, Optional
 
 import requests
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 from urllib3.exceptions import NewConnectionError
 
 from gluon_resnet import bundled
 from gluon_resnet.errors import InputError
+from gluon_resnet.progress import progress
 from gluon_resnet.weights.formats import LARGEST_UNPACKED
 from gluon_resnet.weights.published import Checkpoint
 
@@ -477,13 +477,8 @@ def _wait_asked_for(response: requests.Response) -> float:
 
 def _receive(response: requests.Response, file: BinaryIO) -> None:
     had, rest = file.tell(), response.raw.length_remaining
-    with tqdm(
-        total=None if rest is None else had + rest,
-        initial=had,
-        unit="B",
-        unit_scale=True,
-        disable=None,
-    ) as bar:
+    total = None if rest is None else had + rest
+    with progress("downloading", total=total, done=had, unit="B") as bar:
         # Larger pieces lose more of a broken connection: only whole ones arrive.
         for piece in response.iter_content(1 << 15):
             file.write(piece)

@@ -81,8 +81,7 @@ def by_place(
     Raises InputError where the graph is not the network's, naming the first difference.
     """
     parameters = net._collect_params_with_prefix().items()
-    zero = np.float32(0)
-    shapes = {name: np.broadcast_to(zero, p.shape) for name, p in parameters}
+    shapes = {n: np.broadcast_to(np.float32(0), p.shape) for n, p in parameters}
     ours = _Graph(_operators(net), shapes)
     theirs = _Graph(operators, tensors)
     _check(theirs, allowed=_PLAIN | _ATTENTION if _has_attention(net) else _PLAIN)
