@@ -29,7 +29,10 @@ def package_name(line):
     return re.match(r"[\w-]+", line).group()
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["requirements.txt", "requirements-dev.txt", "requirements-export.txt"],
+)
 def test_every_requirement_is_pinned(name):
     for line in requirement_lines(name):
         assert PINNED.fullmatch(line)
