@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from gluon_resnet.classifier import init_model
 from gluon_resnet.data.loader import validation_batches
 from gluon_resnet.data.records import RecordFile
+from gluon_resnet.precision import CALIBRATIONS
 from gluon_resnet.predictions import accuracy, predict
-from gluon_resnet.quantize import CALIBRATIONS, quantize
+from gluon_resnet.quantize import quantize
 
 
 def main() -> None:

@@ -98,12 +98,15 @@ def parser() -> command.Parser:
 
 def main(arguments: argparse.Namespace) -> None:
     """Convert, print the path, and on standard error what was read."""
-    path, report = convert(
-        arguments.source,
-        arguments.destination,
-        model=arguments.model,
-        num_classes=arguments.num_classes,
-    )
+    from gluon_resnet.progress import doing
+
+    with doing(f"converting {arguments.source}"):
+        path, report = convert(
+            arguments.source,
+            arguments.destination,
+            model=arguments.model,
+            num_classes=arguments.num_classes,
+        )
     print(path)
     was = f", from {' and '.join(report.converted)}" if report.converted else ""
     print(

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 from gluon_resnet import command
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import check_writable, replacing
 from gluon_resnet.model_options import load_model
+from gluon_resnet.precision import CALIBRATIONS
 
 if TYPE_CHECKING:
     import onnx
@@ -36,27 +38,51 @@ def export(
     size: Optional[int] = None,
     keep_norms: bool = False,
     outputs: Sequence[str] = ("logits",),
-) -> Proof:
+    in_graph: bool = False,
+    rec: Optional[Path] = None,
+    images: int = 500,
+    calibration: str = "naive",
+) -> list[str]:
     """Write a model as an ONNX file with a card and labels beside it.
 
     weights: the file that the model was loaded from, which the card names.
-    The other options are those of `onnx_export.exported`; opset None is the newest.
+    opset, size, keep_norms, outputs: as `onnx_export.exported` has them; opset None is
+    the newest.
+    in_graph: take the uint8 pixels (H, W, 3) of one image and prepare them inside, as
+    the model's protocol says (`onnx_export.pixels`).
+    rec: a record file of images, which make it int8; `images` and `calibration` are as
+    `quantize` has them.
     The file gets its name once `onnx_export.check` has proven it against the network;
-    one of the name is replaced. Raises InputError for an option out of range, for an
-    int8 model, where the file cannot be written and where it is not proven.
+    one of the name is replaced. Returns lines on what was found. Raises InputError for
+    an option out of range, for an int8 model, where the file cannot be written and
+    where it is not proven.
     """
     _need_onnx()
+    from gluon_resnet.onnx_export.check import TOLERANCE
+    from gluon_resnet.onnx_export.check import check as prove
     from gluon_resnet.onnx_export.exported import exported
     from gluon_resnet.onnx_export.writer import OPSETS
 
-    form = {
-        "opset": OPSETS[-1] if opset is None else opset,
-        "size": size,
-        "keep_norms": keep_norms,
-        "outputs": tuple(outputs),
-    }
-    written = exported(_net(model), **form)
-    return _write(model, weights, destination, written, form)
+    net, opset = _net(model), OPSETS[-1] if opset is None else opset
+    form = {"opset": opset, "size": size, "outputs": tuple(outputs)}
+    told: dict[str, Any] = {"keep_norms": keep_norms, "pixels": in_graph}
+    reference: Optional[Reference] = None
+    if rec is None:
+        written = exported(net, **form, keep_norms=keep_norms)
+        reference, optimised, lines = _reference(model, outputs), TOLERANCE, []
+    elif keep_norms:
+        raise InputError("int8 has no norms to keep; leave out --keep-norms")
+    else:
+        made = _int8(model, rec, images, calibration, form)
+        written, optimised, lines = made.model, made.optimised, made.lines
+        told["int8"] = made.told
+    if in_graph:
+        written, line, reference = _with_pixels(model, written, reference, opset)
+        lines.append(line)
+    _describe(model, weights, written, form | told)
+    with _named(model, weights, destination, written) as part:
+        proof = prove(part, reference, name=destination, optimised=optimised)
+    return [f"{model.name}: {proof}", *lines]
 
 
 def export_zoo_archive(model: Classifier, weights: Path, folder: Path) -> list[Path]:
@@ -66,12 +92,21 @@ def export_zoo_archive(model: Classifier, weights: Path, folder: Path) -> list[P
     archive's path and those of the digests. Proof and errors are `export`'s.
     """
     _need_onnx()
-    from gluon_resnet.onnx_export.archive import write_archive, zoo_model, zoo_name
+    from gluon_resnet.onnx_export.archive import (
+        OPSET,
+        write_archive,
+        zoo_model,
+        zoo_name,
+    )
+    from gluon_resnet.onnx_export.check import check as prove
 
     net = _net(model)
     name = zoo_name(net.spec.name)
     path = folder / f"{name}.onnx"
-    _write(model, weights, path, zoo_model(net), {"opset": 7, "keep_norms": True})
+    written = zoo_model(net)
+    _describe(model, weights, written, {"opset": OPSET, "keep_norms": True})
+    with _named(model, weights, path, written) as part:
+        prove(part, _reference(model, ["logits"]), name=path)
     return write_archive(net, path, folder / f"{name}.tar.gz")
 
 
@@ -93,28 +128,95 @@ def check(
 
     if model is None and weights is None:
         return prove(path)
-    loaded = load_model(_named(model, weights, accept_licence))
+    loaded = load_model(_options(model, weights, accept_licence))
     return prove(path, _reference(loaded, ["logits"]))
 
 
-def _write(
+class _Int8(NamedTuple):
+    model: onnx.ModelProto
+    optimised: float
+    """What ONNX Runtime's optimisations may change."""
+    lines: list[str]
+    told: dict[str, Any]
+    """For the file's metadata."""
+
+
+def _int8(
+    model: Classifier, rec: Path, images: int, calibration: str, form: dict[str, Any]
+) -> _Int8:
+    from gluon_resnet.inference.calibration import calibration_batches
+    from gluon_resnet.onnx_export.int8 import OPTIMISED, agreement, exported_int8
+    from gluon_resnet.progress import progress
+
+    batches = calibration_batches(model.protocol, rec, images)
+    title = f"calibrating {model.name}"
+    written, floats = exported_int8(
+        model.net,
+        lambda: (batch for batch, _ in progress(title, batches, unit="batches")),
+        calibration=calibration,
+        **form,
+    )
+    same, count = agreement(model.net, written, (batch for batch, _ in batches))
+    lines = [
+        f"int8: the same class as float on {same} of {count} images of {rec}",
+        *(f"float: {name} ({reason})" for name, reason in floats.items()),
+    ]
+    told = {"calibration": calibration, "images": count, "float": floats}
+    return _Int8(written, OPTIMISED, lines, told)
+
+
+def _with_pixels(
     model: Classifier,
-    weights: Path,
-    destination: Path,
     written: onnx.ModelProto,
-    form: dict[str, Any],
-) -> Proof:
-    from gluon_resnet.onnx_export.check import check as prove
-    from gluon_resnet.onnx_export.metadata import check_labels, describe, write_beside
+    reference: Optional[Reference],
+    opset: int,
+) -> tuple[onnx.ModelProto, str, Optional[Reference]]:
+    """Return a model that prepares its images, how well, and what it should answer.
+
+    That is what the network answers to the pixels of the graph, not of `preprocess`.
+    """
+    from gluon_resnet.models.traced import IMAGES
+    from gluon_resnet.onnx_export.check import runner
+    from gluon_resnet.onnx_export.pixels import (
+        check_pixels,
+        distance,
+        pixels_alone,
+        with_pixels,
+    )
+
+    protocol = model.protocol
+    check_pixels(opset, protocol, model.net.stem.conv1.weight.shape[1])
+    prepare = runner(pixels_alone(protocol, opset), IMAGES)
+    largest, mean = distance(prepare, protocol)
+    line = (
+        f"pixels in the graph ({protocol.library}, {protocol.interpolation}, "
+        f"{protocol.resize}): at most {largest:.0f} of 255 from preprocess, on average "
+        f"{mean:.4f}"
+    )
+    composed = None if reference is None else lambda image: reference(prepare(image))
+    return with_pixels(written, protocol), line, composed
+
+
+def _describe(
+    model: Classifier, weights: Path, written: onnx.ModelProto, form: dict[str, Any]
+) -> None:
+    from gluon_resnet.onnx_export.metadata import describe
+
+    describe(written, model.card, weights, {**form, **_accuracy(model)})
+
+
+@contextmanager
+def _named(
+    model: Classifier, weights: Path, destination: Path, written: onnx.ModelProto
+) -> Iterator[Path]:
+    """Write a file that gets its name, card and labels if the block succeeds."""
+    from gluon_resnet.onnx_export.metadata import check_labels, write_beside
 
     check_labels(destination, model.card)
-    describe(written, model.card, weights, {**form, **_accuracy(model)})
     with replacing(destination) as part:
         part.write_bytes(written.SerializeToString(deterministic=True))
-        reference = _reference(model, form.get("outputs", ("logits",)))
-        proof = prove(part, reference, name=destination)
+        yield part
         write_beside(destination, model.card, weights, written=part)
-    return proof
 
 
 def _net(model: Classifier) -> Any:
@@ -190,6 +292,16 @@ def parser() -> command.Parser:
         help="logits, probabilities, features, stage1 to stage4, cam",
     )
     add(
+        "--pixels",
+        choices=("outside", "in-graph"),
+        default="outside",
+        help="in-graph: take uint8 pixels and prepare them in the file",
+    )
+    add("--precision", choices=("fp32", "int8"), default="fp32", help="of the file")
+    add("--rec", type=Path, metavar="FILE", help="int8: images, .rec and .idx")
+    add("--images", type=int, default=500, metavar="N", help="how many to calibrate on")
+    add("--calibration", choices=CALIBRATIONS, default="naive", help="choice of ranges")
+    add(
         "--check", type=Path, metavar="FILE", help="prove a file instead of writing one"
     )
     add(
@@ -229,10 +341,15 @@ def _export_one(arguments: argparse.Namespace) -> None:
     name, destination = arguments.words[0], Path(arguments.words[1])
     if destination.suffix != ".onnx":
         raise InputError(f"cannot write {destination}; end the name in .onnx")
+    if (arguments.precision == "int8") != (arguments.rec is not None):
+        raise InputError(
+            "--precision int8 needs --rec, images to calibrate on, and --rec is for "
+            "int8 alone; give both or none"
+        )
     check_writable(destination)
     _need_onnx()
-    model = load_model(_named(name, arguments.weights, arguments.accept_licence))
-    proof = export(
+    model = load_model(_options(name, arguments.weights, arguments.accept_licence))
+    lines = export(
         model,
         _weights(model, arguments.weights, arguments.accept_licence),
         destination,
@@ -240,16 +357,21 @@ def _export_one(arguments: argparse.Namespace) -> None:
         size=arguments.size,
         keep_norms=arguments.keep_norms,
         outputs=arguments.outputs,
+        in_graph=arguments.pixels == "in-graph",
+        rec=arguments.rec,
+        images=arguments.images,
+        calibration=arguments.calibration,
     )
     print(destination)
-    print(f"{model.name}: {proof}", file=sys.stderr)
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def _export_archives(arguments: argparse.Namespace) -> None:
     if not arguments.words:
         raise InputError("--zoo-archive needs a folder to write into; name it last")
     *names, folder = arguments.words
-    for option in ("opset", "size", "keep_norms"):
+    for option in ("opset", "size", "keep_norms", "rec"):
         if getattr(arguments, option):
             raise InputError(
                 f"--zoo-archive writes the Model Zoo's form; leave out "
@@ -263,13 +385,13 @@ def _export_archives(arguments: argparse.Namespace) -> None:
     from gluon_resnet.onnx_export.names import ZOO_PREFIXES
 
     for name in names or [f"{model}.onnx_zoo" for model in ZOO_PREFIXES]:
-        model = load_model(_named(name, arguments.weights, arguments.accept_licence))
+        model = load_model(_options(name, arguments.weights, arguments.accept_licence))
         weights = _weights(model, arguments.weights, arguments.accept_licence)
         for path in export_zoo_archive(model, weights, Path(folder)):
             print(path, flush=True)
 
 
-def _named(
+def _options(
     name: Optional[str], weights: Optional[Path], accept_licence: bool
 ) -> argparse.Namespace:
     """Return the options by which `load_model` loads a model."""

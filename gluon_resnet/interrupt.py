@@ -30,9 +30,15 @@ def end_at_once(prog: str) -> None:
 
 
 def raise_once(prog: str) -> None:
-    """Let the first Ctrl-C from now on raise KeyboardInterrupt, a second end all."""
+    """Let the first Ctrl-C from now on raise KeyboardInterrupt, a second end all.
+
+    In the middle of an import the first ends all: others' modules have bare excepts
+    around their imports, which would swallow the exception.
+    """
 
     def handle(number: int, frame: Optional[FrameType]) -> NoReturn:
+        if _is_importing(frame):
+            end(prog)
         end_at_once(prog)
         raise KeyboardInterrupt
 
@@ -67,6 +73,14 @@ def guard_start() -> None:
             end_at_once(f"python -m {module}")
     elif sys.argv and Path(sys.argv[0]).name == "gluon-resnet":
         end_at_once("gluon-resnet")
+
+
+def _is_importing(frame: Optional[FrameType]) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _set_handler(

@@ -4,6 +4,8 @@
 from gluon_resnet.errors import InputError
 
 PRECISIONS = ("fp32", "bf16", "int8")
+CALIBRATIONS = ("naive", "entropy")
+"""The ways to choose the range of an int8 value; `quantize` describes them."""
 
 
 def check_device(precision: str, device: str) -> None:

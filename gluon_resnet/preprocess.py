@@ -359,16 +359,20 @@ def resize_image(image: ImageSource, protocol: Protocol) -> np.ndarray:
     return cv2.resize(pixels, (new_width, new_height), interpolation=cv2_flag)
 
 
+def resize_side(protocol: Protocol) -> int:
+    """Return the length that the short side, or both, get before the crop."""
+    exact_side = protocol.size / protocol.crop_pct
+    if protocol.library == "onnx_zoo":
+        return round(exact_side)
+    return (math.ceil if protocol.library == "cv2" else math.floor)(exact_side)
+
+
 def _resized(width: int, height: int, protocol: Protocol) -> tuple[int, int]:
     """Return width and height before the crop."""
-    exact_side = protocol.size / protocol.crop_pct
-    short, long = sorted((width, height))
+    side, (short, long) = resize_side(protocol), sorted((width, height))
     if protocol.library == "onnx_zoo":
-        side = round(exact_side)
         long_side = round(side / short * long)  # the script's product, rounded twice
     else:
-        rounded = math.ceil if protocol.library == "cv2" else math.floor
-        side = rounded(exact_side)
         long_side = side * long // short
     if protocol.resize == "warp":
         return side, side

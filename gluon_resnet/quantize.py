@@ -16,17 +16,14 @@ from gluon_resnet import command
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import check_writable
 from gluon_resnet.model_options import add_model_options, load_model
+from gluon_resnet.precision import CALIBRATIONS
 
 if TYPE_CHECKING:
     import mxnet as mx
     from mxnet.gluon import HybridBlock
 
     from gluon_resnet.classifier import Classifier
-    from gluon_resnet.data.loader import Batches
     from gluon_resnet.inference.int8 import Int8Model
-
-CALIBRATIONS = ("naive", "entropy")
-_BATCH_SIZE = 8  # all layers' outputs are in memory at once
 
 
 def quantize(
@@ -51,7 +48,7 @@ def quantize(
     and weights or outputs that are not finite.
     """
     # Not at the top: --help must not wait for MXNet.
-    from gluon_resnet.inference.calibration import calibrated
+    from gluon_resnet.inference.calibration import calibrated, calibration_batches
     from gluon_resnet.inference.coverage import obstacle
     from gluon_resnet.inference.int8 import Calibration, Int8Model, packed
     from gluon_resnet.inference.rewrites import inference_graph
@@ -73,7 +70,7 @@ def quantize(
     reason = obstacle(graph) or _obstacle(net)
     if reason is not None:
         raise InputError(f"{model.name} has no int8, {reason}; use precision fp32")
-    batches = _calibration_batches(model, rec, images)
+    batches = calibration_batches(model.protocol, rec, images)
     title = f"calibrating {model.name}"
     # MXNet's passes announce themselves on standard error unless told not to.
     os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
@@ -130,19 +127,6 @@ def _excluded(net: HybridBlock, exclude: Sequence[str]) -> dict[str, str]:
         for pattern, reason in reasons.items()
         if fnmatch(layer, pattern)
     }
-
-
-def _calibration_batches(model: Classifier, rec: Path, images: int) -> Batches:
-    from gluon_resnet.data.loader import permutation, validation_batches
-    from gluon_resnet.data.records import RecordFile
-
-    if images < 1:
-        raise InputError(f"images is {images}; calibration needs at least 1")
-    records = RecordFile.open(rec, num_classes=None)
-    keys = permutation(list(records.offsets), seed=0, epoch=0)[:images].tolist()
-    return validation_batches(
-        keys, records.read, batch_size=_BATCH_SIZE, protocol=model.protocol
-    )
 
 
 def _fp32_nodes(fused: mx.sym.Symbol, excluded: Mapping[str, str]) -> list[str]:

@@ -145,6 +145,24 @@ def test_interrupt_that_c_code_swallows_ends_all_the_same(process, capfd):
     assert capfd.readouterr().err.splitlines()[0] == "verb: stopped by Ctrl-C"
 
 
+def test_interrupt_that_an_import_would_swallow_ends_it(process, capfd, tmp_path):
+    (tmp_path / "swallows.py").write_text(
+        "import signal\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    pass\n"
+    )
+
+    def main(_):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(tmp_path)
+            import swallows  # noqa: F401
+
+    assert run(main, capfd) == (130, "", "verb: stopped by Ctrl-C\n")
+    assert process == [130]
+
+
 # Ctrl-C when a module is about to be imported.
 INTERRUPTED_IMPORT = """
 import runpy, signal, sys

@@ -85,7 +85,10 @@ def test_form_is_fused(count):
     net = drawn("resnet18_v1")
     kernels = kernels_of(net, (count, 3, 64, 64))
     assert len([1 for layer in net.collect_params() if "conv" in layer]) == 20
-    assert Counter(kernel["primitive"] for kernel in kernels) == {
+    found = Counter(kernel["primitive"] for kernel in kernels)
+    # oneDNN's and, where llvmlite is installed, Winograd's
+    found["convolution_forward"] += found.pop("convolution", 0)
+    assert found == {
         "reorder": 1,  # of the image
         "convolution_forward": 20,
         "pooling_forward": 2,
@@ -103,10 +106,12 @@ def test_split_attention_needs_no_reduction():
 
 def test_bf16_computes_convolutions_in_bf16_but_the_first():
     kernels = kernels_of(drawn("resnet18_v1"), (1, 3, 64, 64), precision="bf16")
-    names = [k["kernel"] for k in kernels if k["primitive"] == "convolution_forward"]
+    names = [k["kernel"] for k in kernels if "convolution" in k["primitive"]]
     assert "bf16" not in names[0]
     if "avx512_bf16" in cpu_flags():
-        assert all(name.endswith("bf16") for name in names[1:])
+        # Winograd's kernels multiply maps of few channels in float32, as fast.
+        direct = [name for name in names[1:] if "winograd" not in name]
+        assert direct and all(name.endswith("bf16") for name in direct)
 
 
 def python(code, **environment):

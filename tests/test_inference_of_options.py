@@ -28,9 +28,10 @@ from gluon_resnet.training.recipe import Recipe
 from gluon_resnet.training.step import TrainingStep
 from gluon_resnet.weights.card import Card
 
-# Of the largest logit, as in test_inference.py.
+# Of the largest logit, as in test_inference.py; in bfloat16 more, because the logits
+# of few classes are small here.
 FP32_TOLERANCE = 3e-6
-TOLERANCES = {"fp32": FP32_TOLERANCE, "bf16": 0.012}
+TOLERANCES = {"fp32": FP32_TOLERANCE, "bf16": 0.02}
 NETS = ["cifar_resnet20_v1", "cifar_resnet20_v2", "resnest14d"]
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,7 @@ DRAWING = replace(
     drop_path=0.2,
     ema=0.9,
 )
+SLOW = pytest.mark.slow
 COUNT = 200  # not a multiple of the batch size
 
 
@@ -246,11 +248,11 @@ class BreakError(Exception):
     [
         (os, "fsync"),  # while a checkpoint is being written
         (Path, "replace"),  # when it is written, but has not got its name
-        (Path, "unlink"),  # before an older one goes
+        pytest.param(Path, "unlink", marks=SLOW),  # before an older one goes
         (Run, "save"),  # before the checkpoint of the epoch
         (module, "publish"),  # after it, and after the epoch's line in the log
-        (module, "save_weights"),  # of the best epoch
-        (module, "draw_curves"),
+        pytest.param(module, "save_weights", marks=SLOW),  # of the best epoch
+        pytest.param(module, "draw_curves", marks=SLOW),
     ],
 )
 def test_run_that_breaks_after_an_epoch_resumes_to_equal_weights(
@@ -305,20 +307,22 @@ def test_run_that_breaks_after_every_step_resumes_to_equal_weights(
     assert parameters_of(tmp_path / "broken") == parameters_of(tmp_path / "whole")
 
 
+@SLOW
 def test_run_killed_at_random_moments_resumes_to_equal_weights(tmp_path):
     """The small form of kill_training.py."""
     assert kill_training.compare(tmp_path, kills=2, epochs=6, seed=os.getpid()) > 0
 
 
 def test_damaged_checkpoint_costs_no_bit(finished, rec, tmp_path, caplog):
-    train(TOY, rec, rec, out=tmp_path)
-    newest = checkpoints(tmp_path)[-1]
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    newest = checkpoints(out)[-1]
     os.truncate(newest, newest.stat().st_size // 2)
+    (out / f"{TOY.model}.params").unlink()
     with caplog.at_level(logging.WARNING):
-        history = train(TOY, rec, rec, out=tmp_path, resume=True)
+        history = train(TOY, rec, rec, out=out, resume=True)
     assert caplog.messages[0].startswith(f"{newest} is damaged")
     assert outcome(history) == outcome(finished[1])
-    assert parameters_of(tmp_path) == parameters_of(finished[0])
+    assert parameters_of(out) == parameters_of(finished[0])
 
 
 def test_finished_run_resumes_to_what_it_is(finished, rec):
@@ -470,7 +474,7 @@ def test_full_disk_is_one_line_and_the_run_resumes(
     assert parameters_of(tmp_path) == parameters_of(finished[0])
 
 
-@pytest.mark.slow
+@SLOW
 def test_full_disk_anywhere_is_one_line_and_the_run_resumes(
     finished, rec, tmp_path, capsys
 ):
@@ -859,7 +863,7 @@ FIRST_OF_KIND = {treatment(RECIPES[name]): name for name in reversed(RECIPES)}
     [
         pytest.param(
             name,
-            marks=[] if name in FIRST_OF_KIND.values() else pytest.mark.slow,
+            marks=[] if name in FIRST_OF_KIND.values() else SLOW,
         )
         for name in RECIPES
     ],

@@ -2,18 +2,23 @@
 """The ranges of a network's values on sample images, for int8."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
 from mxnet.contrib.quantization import calib_graph, quantize_graph
 
+from gluon_resnet.data.loader import Batches, permutation, validation_batches
+from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
 from gluon_resnet.inference import split_attention
 from gluon_resnet.inference.fold import Arrays
+from gluon_resnet.preprocess import Protocol
 
 Ranges = dict[str, tuple[float, float]]
 """The least and the largest value of each output."""
 _Observed = Callable[[np.ndarray], dict[str, np.ndarray]]
+_BATCH_SIZE = 8  # all layers' outputs are in memory at once
 _BINS = 4001  # of a histogram: four or more for each of the 511 steps of a half
 
 
@@ -46,11 +51,9 @@ def calibrated(
         quantize_granularity="channel-wise",
         **options,
     )
-    observed = _observed(fused, {**arguments, **states}, collector.include_layer)
-    ranges = _reached(observed, batches())
-    if calibration == "entropy":
-        ranges = _most_informative(observed, batches(), ranges)
-    collector.min_max_dict.update(ranges)
+    collector.min_max_dict.update(
+        ranges_of(fused, arrays, collector.include_layer, batches, calibration)
+    )
     graph, arguments, states = calib_graph(
         graph, arguments, states, collector, **options
     )
@@ -58,6 +61,40 @@ def calibrated(
     graph = graph.get_backend_symbol("MKLDNN_QUANTIZE")
     arrays = {name: a.asnumpy() for name, a in {**arguments, **states}.items()}
     return graph, arrays
+
+
+def ranges_of(
+    symbol: mx.sym.Symbol,
+    arrays: Arrays,
+    names: Iterable[str],
+    batches: Callable[[], Iterable[np.ndarray]],
+    calibration: str,
+) -> Ranges:
+    """Return the ranges of the outputs `names` of a float graph, on sample images.
+
+    The other options and errors are those of `calibrated`.
+    """
+    inputs = {name: mx.nd.array(array) for name, array in arrays.items()}
+    observed = _observed(symbol, inputs, names)
+    ranges = _reached(observed, batches())
+    if calibration == "entropy":
+        ranges = _most_informative(observed, batches(), ranges)
+    return ranges
+
+
+def calibration_batches(protocol: Protocol, rec: Path, images: int) -> Batches:
+    """Return `images` of a record file, drawn evenly, prepared by `protocol`.
+
+    Their labels do not matter. Raises InputError for a number below 1 and for a record
+    that cannot be read.
+    """
+    if images < 1:
+        raise InputError(f"images is {images}; calibration needs at least 1")
+    records = RecordFile.open(rec, num_classes=None)
+    keys = permutation(list(records.offsets), seed=0, epoch=0)[:images].tolist()
+    return validation_batches(
+        keys, records.read, batch_size=_BATCH_SIZE, protocol=protocol
+    )
 
 
 def _observed(

@@ -30,11 +30,12 @@ from gluon_resnet.inference.coverage import obstacle
 from gluon_resnet.inference.fallback import MXNetForm
 from gluon_resnet.inference.fold import folded
 from gluon_resnet.inference.onednn import DType
-from gluon_resnet.inference.operators import plan_of
+from gluon_resnet.inference.operators import described, plan_of
 from gluon_resnet.inference.packing import Weights
 from gluon_resnet.inference.plan import Plan, PlanError
 from gluon_resnet.inference.rewrites import inference_graph
 from gluon_resnet.inference.steps import steps_of
+from gluon_resnet.inference.winograd import choice
 from gluon_resnet.inference.workers import Workers
 from gluon_resnet.precision import check_device
 
@@ -46,6 +47,7 @@ Forward = Callable[[mx.nd.NDArray], Any]
 # Images of 224 x 224 that a core computes at a time; of smaller ones more. Fewer make
 # less of the weights that are fetched for them, more are too much for the cache.
 _AT_A_TIME = {"fp32": 2, "bf16": 4, "int8": 4}
+_SIZE = 224  # of the images of a net that is none of the catalog's
 # Memory of plans, for each worker, that a form keeps beside those of its last call.
 _KEPT_BYTES = 2**26
 
@@ -100,7 +102,8 @@ def inference_form(net: HybridBlock, *, precision: str = "fp32") -> Forward:
         graph, arrays = inference_graph(net)
     reason = obstacle(graph)
     if reason is None:
-        return PlannedForm(graph, arrays, precision)
+        size = net.spec.size if hasattr(net, "spec") else _SIZE
+        return PlannedForm(graph, arrays, precision, size)
     if precision != "fp32":
         raise InputError(f"this net has no {precision}, {reason}; use precision fp32")
     log.info("fp32 by MXNet's own operators: %s", reason)
@@ -122,15 +125,30 @@ class PlannedForm:
     does not survive a fork, so there one image is computed by one core.
     """
 
-    def __init__(self, graph: Graph, arrays: Mapping[str, np.ndarray], precision: str):
-        """graph, arrays: of `inference_graph`, or of an int8 model."""
-        log.info("%s: fused kernels of oneDNN, %s", precision, onednn.instructions())
+    def __init__(
+        self,
+        graph: Graph,
+        arrays: Mapping[str, np.ndarray],
+        precision: str,
+        size: int,
+    ):
+        """graph, arrays: of `inference_graph`, or of an int8 model.
+
+        size: of the images, in pixels, that kernels are chosen for.
+        """
+        log.info(
+            "%s: fused kernels of oneDNN, %s; 3x3 convolutions by %s",
+            *(precision, onednn.instructions(), choice.described()),
+        )
         self._steps = steps_of(graph)
         self._head = graph.end.inputs[0]
         self._weights = Weights(arrays)
         self._dtype = DType.BF16 if precision == "bf16" else DType.F32
+        self._size = size
+        self._is_decided = False
         self._pixels_at_a_time = _AT_A_TIME[precision] * 224 * 224
-        self._places = _places(openmp.max_threads())
+        self._max_threads = openmp.max_threads_function()
+        self._places = _places(self._max_threads())
         self._start()
         _forms.add(self)
 
@@ -138,7 +156,7 @@ class PlannedForm:
         self._lock = threading.RLock()
         self._plans: dict[_Group, Sequence[Plan]] = {}  # the last that were used last
         # To wake a thread takes as long as small networks do for an image.
-        is_alone = len(self._places) == 1 and openmp.max_threads() == 1
+        is_alone = len(self._places) == 1 and self._max_threads() == 1
         self._workers = Workers([] if is_alone and not _is_forked else self._places)
 
     def __call__(self, images: mx.nd.NDArray) -> mx.nd.NDArray:
@@ -157,7 +175,7 @@ class PlannedForm:
             logits = mx.nd.empty((shape[0], num_classes), ctx=ctx)
             try:
                 if shape[0]:
-                    self._run(division, plans, images, logits)
+                    self._run(division, plans, images, logits, 4 * num_classes)
             finally:
                 if not self._workers.are_busy:
                     self._plans.update(plans)
@@ -193,15 +211,15 @@ class PlannedForm:
         Who takes them gives them back when nobody uses them any more. Should one signal
         after the other have ended a call while workers are busy, nobody gets them.
         """
-        threads = None if _is_forked else openmp.max_threads()
+        threads = None if _is_forked else self._max_threads()
         try:
             division = _divided(
                 shape, self._pixels_at_a_time, len(self._workers), threads
             )
-            return division, {
-                group: self._plans.pop(group, ()) or self._made(group)
-                for group in division.groups
-            }
+            plans = {}
+            for group in division.groups:
+                plans[group] = self._plans.pop(group, ()) or self._made(group)
+            return division, plans
         except PlanError as error:
             raise InputError(
                 f"images of shape {shape} do not fit this network ({error}); give "
@@ -224,8 +242,15 @@ class PlannedForm:
         return plans
 
     def _plan(self, shape: tuple[int, ...]) -> Plan:
+        network = (self._steps, self._head, self._weights)
         with _planning:
-            return plan_of(self._steps, self._head, self._weights, shape, self._dtype)
+            own = (self._size, self._size)
+            if not self._is_decided and shape[2:] != own:
+                # See `Weights.methods`: for this size first, whatever is asked for.
+                described(*network, (1, shape[1], *own), self._dtype)
+            plan = plan_of(*network, shape, self._dtype)
+            self._is_decided = True
+            return plan
 
     def _forget(self) -> None:
         """Let those plans go that have not been used for the longest time."""
@@ -243,17 +268,11 @@ class PlannedForm:
         plans: "dict[_Group, Sequence[Plan]]",
         images: mx.nd.NDArray,
         logits: mx.nd.NDArray,
+        row_bytes: int,
     ) -> None:
         """Compute all images. Whoever computes some holds on to what it works on."""
         images_address, logits_address = _address(images), _address(logits)
-        image_bytes = 4 * math.prod(images.shape[1:])
-        row_bytes = 4 * logits.shape[1]
-
-        def run(plan: Plan, first: int) -> None:
-            plan.run(
-                images_address + first * image_bytes, logits_address + first * row_bytes
-            )
-
+        image_bytes = division.image_bytes
         if division.shared:
             parts = deque(division.shared)
 
@@ -263,7 +282,10 @@ class PlannedForm:
                         group, first = parts.popleft()
                     except IndexError:
                         return  # another worker has the last one
-                    run(plans[group][worker], first)
+                    plans[group][worker].run(
+                        images_address + first * image_bytes,
+                        logits_address + first * row_bytes,
+                    )
 
             tasks = [
                 partial(work, worker, (images, logits))
@@ -271,7 +293,9 @@ class PlannedForm:
             ]
             self._workers.run(tasks, cancel=parts.clear)
         for group, first in division.own:
-            run(plans[group][0], first)
+            plans[group][0].run(
+                images_address + first * image_bytes, logits_address + first * row_bytes
+            )
 
     def _end(self) -> None:
         """Wait for a call in another thread; later ones wait for ever."""
@@ -303,6 +327,7 @@ class _Division(NamedTuple):
     own: tuple[_Part, ...]
     """By the caller."""
     groups: tuple[_Group, ...]
+    image_bytes: int
 
 
 @lru_cache(maxsize=256)
@@ -331,7 +356,10 @@ def _divided(
     # Of no image the classes are told by the plan for one.
     distinct = dict.fromkeys(groups) or [_Group((1, *image), threads)]
     return _Division(
-        tuple(parts[: len(shared)]), tuple(parts[len(shared) :]), tuple(distinct)
+        shared=tuple(parts[: len(shared)]),
+        own=tuple(parts[len(shared) :]),
+        groups=tuple(distinct),
+        image_bytes=4 * math.prod(image),
     )
 
 

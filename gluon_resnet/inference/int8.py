@@ -74,7 +74,7 @@ class Int8Model:
 
     def form(self) -> Forward:
         """Return the model as a function, as `inference_form` describes it."""
-        return PlannedForm(Graph.of(self.symbol), self.arrays, "int8")
+        return PlannedForm(Graph.of(self.symbol), self.arrays, "int8", self.spec.size)
 
 
 def packed(

@@ -59,16 +59,18 @@ _CONVOLUTION_DIRECT, _SOFTMAX = 1, 0x30000
 
 _INFERENCE = 96
 _QUERY_KERNEL_NAME, _QUERY_WEIGHTS, _QUERY_SCRATCHPAD = 8, 131, 136
-# As dnnl_cpu_isa_t has them, the newest first; each has the bits of those before it.
+# As dnnl_cpu_isa_t has them; each has the bits of those before it.
+AVX2, AVX512, AVX512_BF16, AMX = 0x7, 0x27, 0xE7, 0xFEF
+# The newest first.
 _INSTRUCTIONS = {
     0x1FEF: "AVX-512 with AMX and its fp16",
-    0xFEF: "AVX-512 with AMX",
+    AMX: "AVX-512 with AMX",
     0x1EF: "AVX-512 with fp16",
-    0xE7: "AVX-512 with bf16",
+    AVX512_BF16: "AVX-512 with bf16",
     0x67: "AVX-512 with VNNI",
-    0x27: "AVX-512",
+    AVX512: "AVX-512",
     0xF: "AVX2 with VNNI",
-    0x7: "AVX2",
+    AVX2: "AVX2",
     0x0: "SSE4.1",
 }
 _OUT_OF_MEMORY = 1
@@ -163,8 +165,12 @@ def version() -> str:
 
 def instructions() -> str:
     """Return the newest instructions that oneDNN uses here, in words."""
-    number = library().dnnl_get_effective_cpu_isa()
-    return next(words for isa, words in _INSTRUCTIONS.items() if number & isa == isa)
+    return next(words for isa, words in _INSTRUCTIONS.items() if has(isa))
+
+
+def has(isa: int) -> bool:
+    """Return whether oneDNN uses AVX2, AVX512, ... here."""
+    return library().dnnl_get_effective_cpu_isa() & isa == isa
 
 
 @cache
@@ -262,9 +268,11 @@ class Descriptor(_Object):
         """The bytes that the tensor takes."""
         return library().dnnl_memory_desc_get_size(self.handle)
 
-    def equals(self, other: "Descriptor") -> bool:
+    def equals(self, other: object) -> bool:
         """Return whether dimensions, data type and layout are the same."""
-        return bool(library().dnnl_memory_desc_equal(self.handle, other.handle))
+        return isinstance(other, Descriptor) and bool(
+            library().dnnl_memory_desc_equal(self.handle, other.handle)
+        )
 
 
 class Memory(_Object):
@@ -285,11 +293,13 @@ class Memory(_Object):
             *(descriptor.handle, _engine(), c_void_p(address)),
         )
         self.descriptor = descriptor
+        self.address = address
         self._array = array
 
     def point_to(self, address: int) -> None:
         """Say where the elements are; whoever says so keeps them alive."""
         _call("memory_set_data_handle", self.handle, address)
+        self.address = address
 
 
 class Kernel:

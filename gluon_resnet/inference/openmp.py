@@ -2,6 +2,7 @@
 """The OpenMP that MXNet and oneDNN share: how many threads, and on which CPUs."""
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 
 from gluon_resnet import cpu
@@ -13,9 +14,21 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL("libgomp.so.1")
 
 
+def address_of(function: str) -> int:
+    """Return where a function of libgomp's is, for native code to call."""
+    address = ctypes.cast(getattr(_library(), function), ctypes.c_void_p).value
+    assert address is not None, "what getattr finds is in memory"
+    return address
+
+
 def max_threads() -> int:
     """Return how many threads the next parallel region of the calling thread has."""
-    return _library().omp_get_max_threads()
+    return max_threads_function()()
+
+
+def max_threads_function() -> Callable[[], int]:
+    """Return what `max_threads` calls: small networks notice a microsecond."""
+    return _library().omp_get_max_threads
 
 
 def set_max_threads(number: int) -> None:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MXNet's operators as calls of oneDNN's kernels.
+"""MXNet's operators as calls of kernels, oneDNN's or, where faster, Winograd's.
 
 Each function takes the plan, the step and its input tensors, appends the calls that
 compute the step, and returns the result.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import prod
-from typing import Optional, Union
+from typing import TYPE_CHECKING, Optional, Union
 
 import numpy as np
 
@@ -37,6 +38,12 @@ from gluon_resnet.inference.plan import (
     int8_of,
 )
 from gluon_resnet.inference.steps import Step
+from gluon_resnet.inference.winograd.choice import Layer, kernel_for, method_here
+
+if TYPE_CHECKING:
+    from gluon_resnet.inference.winograd import kernel as winograd
+
+log = logging.getLogger(__name__)
 
 _ACTIVATIONS = {"relu": Eltwise(onednn.RELU), "sigmoid": Eltwise(onednn.SIGMOID)}
 # From so many channels on oneDNN's product is faster in int8 than its depthwise
@@ -57,8 +64,18 @@ def plan_of(
     dtype: of the maps, F32 or BF16; in int8 models of those that are not int8.
     Raises PlanError for a shape that the steps do not take.
     """
-    builder, logits = described(steps, head, weights, shape, dtype)
-    return builder.finish(logits)
+    steps = list(steps)
+    try:
+        builder, logits = described(steps, head, weights, shape, dtype)
+        return builder.finish(logits)
+    except MemoryError as error:
+        log.info(
+            "no memory for transformed weights (%s): oneDNN's direct kernels", error
+        )
+        builder, logits = described(
+            steps, head, weights, shape, dtype, transforms=False
+        )
+        return builder.finish(logits)
 
 
 def described(
@@ -67,11 +84,16 @@ def described(
     weights: Weights,
     shape: tuple[int, ...],
     dtype: DType = DType.F32,
+    *,
+    transforms: bool = True,
 ) -> tuple[PlanBuilder, Tensor]:
-    """Return what `plan_of` finishes, and the logits: all is checked, nothing made."""
+    """Return what `plan_of` finishes, and the logits: all is checked, nothing made.
+
+    transforms: see `PlanBuilder`.
+    """
     if len(shape) != 4 or min(shape) < 1:
         raise PlanError("there are no pixels")
-    plan = PlanBuilder(weights, shape, dtype)
+    plan = PlanBuilder(weights, shape, dtype, transforms=transforms)
     values: dict[Value, Tensor] = {}
 
     def tensor(value: Value) -> Tensor:
@@ -98,16 +120,33 @@ def _convolution(
         return _int8_convolution(plan, step, x, added, scales)
     x = _as_float(plan, step, x)
     dims = _convolved_dims(plan, step, x)
+    weight = _kernel_weight(plan, step, x.dtype)
+    # The first one's image is float32 also where all other maps are not.
+    wanted = x.dtype if x.is_pooled else plan.dtype
+    images, channels, height, width = x.dims
+    layer = Layer(
+        *(images, height, width, channels, dims[1]),
+        source=x.dtype,
+        destination=x.dtype if added else wanted,
+        adds=bool(added),
+        relu=bool(step.activation),
+    )
+    winograd = _winograd_kernel(plan, step, weight, layer)
     post_ops: list[PostOp] = []
     if added:
         result = plan.converted(step.name, added, x.dtype)
         result = _with_summand(plan, step, result, dims, post_ops)
     else:
-        result = plan.tensor(dims, x.dtype, is_pooled=x.is_pooled)
-    _append_convolution(plan, step, x, result, x.dtype, post_ops)
-    if not x.is_pooled:
-        # The first one's image is float32 also where all other maps are not.
-        result = plan.converted(step.name, result, plan.dtype)
+        dtype = layer.destination if winograd else x.dtype
+        result = plan.tensor(dims, dtype, is_pooled=x.is_pooled)
+    if winograd:
+        if x.storage is None:  # the image, which each run has elsewhere
+            x = plan.copied(step.name, x)
+        tensors = _tensors(plan, step, x, result)
+        plan.call(step.name, lambda: winograd, tensors, weight=weight)
+    else:
+        _append_convolution(plan, step, x, result, weight, post_ops)
+    result = plan.converted(step.name, result, wanted)
     if step.limits:
         result = plan.quantized(step.name, result, step.limits)
     return result
@@ -122,8 +161,8 @@ def _int8_convolution(
 ) -> Tensor:
     _check_int8(step, x)
     dims = _convolved_dims(plan, step, x)
-    weight = step.arrays[0]
-    is_norm = plan.weights.shape(weight) == (x.dims[1], 1, 1, 1) and dims == x.dims
+    shape = plan.weights.shape(step.arrays[0])
+    is_norm = shape == (x.dims[1], 1, 1, 1) and dims == x.dims
     if is_norm and dims[1] >= _MANY_CHANNELS and step.limits and not added:
         return _int8_norm(plan, step, x, step.limits)
     scales: dict[int, Scale] = {onednn.WEIGHTS: weight_scales, onednn.SRC: x.scale}
@@ -142,7 +181,8 @@ def _int8_convolution(
         result = plan.in_place_of(added, dtype, scale)
     else:
         result = plan.tensor(dims, dtype, scale=scale, is_pooled=x.is_pooled)
-    _append_convolution(plan, step, x, result, DType.S8, post_ops, scales)
+    weight = _kernel_weight(plan, step, DType.S8)
+    _append_convolution(plan, step, x, result, weight, post_ops, scales)
     return result
 
 
@@ -173,24 +213,49 @@ def _with_summand(
     return added if step.replaces_added else plan.copied(step.name, added)
 
 
+def _kernel_weight(plan: PlanBuilder, step: Step, dtype: DType) -> Weight:
+    name, groups = step.arrays[0], step.attrs["num_group"]
+    shape = plan.weights.shape(name)
+    if groups > 1:
+        shape = (groups, shape[0] // groups, *shape[1:])
+    return Weight(name, shape, dtype)
+
+
+def _winograd_kernel(
+    plan: PlanBuilder, step: Step, weight: Weight, layer: Layer
+) -> "Optional[winograd.Kernel]":
+    """Return a convolution's kernel by Winograd, None where oneDNN's is faster."""
+    attrs = step.attrs
+    is_suitable = (
+        weight.dims[2:] == (3, 3)  # no groups, which would come first
+        and {*attrs["stride"], *attrs["pad"]} == {1}
+        and step.activation in (None, "relu")
+    )
+    if not is_suitable:
+        return None
+    methods = plan.weights.methods
+    if weight.name not in methods:
+        methods[weight.name] = method_here(layer)
+    method = methods[weight.name]
+    if method is None or not (plan.transforms or plan.weights.is_transformed(weight)):
+        return None
+    return kernel_for(layer, method)
+
+
 def _append_convolution(
     plan: PlanBuilder,
     step: Step,
     x: Tensor,
     result: Tensor,
-    dtype: DType,
+    weight: Weight,
     post_ops: list[PostOp],
     scales: Mapping[int, Scale] = {},
 ) -> None:
-    """Append a convolution with weights of `dtype`, and the step's activation."""
+    """Append oneDNN's convolution, and the step's activation."""
     if step.activation:
         post_ops.append(_ACTIVATIONS[step.activation])
-    name, groups = step.arrays[0], step.attrs["num_group"]
-    shape = plan.weights.shape(name)
-    if groups > 1:
-        shape = (groups, shape[0] // groups, *shape[1:])
-    weight = Weight(name, shape, dtype)
-    bias = _bias(plan, step)
+    tensors = _tensors(plan, step, x, result)
+    bias = tensors.get(onednn.BIAS)
     kernel = partial(
         onednn.convolution,
         x.descriptor,
@@ -201,10 +266,17 @@ def _append_convolution(
         padding=step.attrs["pad"],
         post_ops=post_ops,
     )
-    tensors: dict[int, Operand] = {onednn.SRC: x, onednn.DST: result}
-    if bias:
-        tensors[onednn.BIAS] = bias
     plan.call(step.name, kernel, tensors, scales, weight)
+
+
+def _tensors(
+    plan: PlanBuilder, step: Step, x: Tensor, result: Tensor
+) -> dict[int, Operand]:
+    """The arguments of a layer's kernel but for its weight."""
+    tensors: dict[int, Operand] = {onednn.SRC: x, onednn.DST: result}
+    if bias := _bias(plan, step):
+        tensors[onednn.BIAS] = bias
+    return tensors
 
 
 def _int8_norm(
@@ -234,7 +306,8 @@ def _fully_connected(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
     flat = plan.view(x, x.dims[:2], layout=Layout.AB)
     dims = (x.dims[0], shape[0])
     result = plan.tensor(dims, DType.F32, Descriptor(dims, DType.F32, Layout.AB))
-    bias = _bias(plan, step)
+    tensors = _tensors(plan, step, flat, result)
+    bias = tensors.get(onednn.BIAS)
     kernel = partial(
         onednn.inner_product,
         flat.descriptor,
@@ -242,9 +315,6 @@ def _fully_connected(plan: PlanBuilder, step: Step, x: Tensor) -> Tensor:
         bias.descriptor if bias else None,
         result.descriptor,
     )
-    tensors: dict[int, Operand] = {onednn.SRC: flat, onednn.DST: result}
-    if bias:
-        tensors[onednn.BIAS] = bias
     plan.call(step.name, kernel, tensors, scales, weight)
     return result
 

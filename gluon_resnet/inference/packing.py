@@ -2,13 +2,20 @@
 """The weights of a network, packed in the layouts that its kernels work with."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Optional
+from typing import TYPE_CHECKING, NamedTuple, Optional, Union
 from weakref import WeakSet
 
 import numpy as np
 
 from gluon_resnet.inference import onednn
 from gluon_resnet.inference.onednn import Descriptor, DType, Layout, Memory
+
+if TYPE_CHECKING:
+    from gluon_resnet.inference.winograd.choice import Method
+    from gluon_resnet.inference.winograd.weights import (
+        TransformedLayout,
+        TransformedWeights,
+    )
 
 SCALE = ":scale"
 """After a weight's name: the scales of its int8 values, one for each channel."""
@@ -43,14 +50,18 @@ class Weights:
 
     Plans for other shapes use the same, where they want the same. Once a float weight
     has been packed only its shape is left of the array: both would double the memory.
+    What has been transformed for Winograd's kernels is transformed for good.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
         self._arrays = dict(arrays)
         self._shapes = {name: array.shape for name, array in arrays.items()}
         # What plans use, and of each weight what was packed last, to pack from.
-        self._packed: dict[Weight, WeakSet[Memory]] = {}
-        self._last: dict[Weight, Memory] = {}
+        self._packed: dict[Weight, WeakSet[_Packed]] = {}
+        self._last: dict[Weight, _Packed] = {}
+        self.methods: dict[str, Optional[Method]] = {}
+        """How Winograd's kernels take a weight, None where it is left to oneDNN's. It
+        is decided once: the same image has the same logits whatever came before."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of an array."""
@@ -66,23 +77,28 @@ class Weights:
         """Return the scales of an int8 weight's channels, None for a float weight."""
         return self._arrays.get(name + SCALE)
 
-    def packed(self, weight: Weight, wanted: Descriptor) -> Memory:
+    def is_transformed(self, weight: Weight) -> bool:
+        """Return whether a weight is one for Winograd's kernels by now."""
+        return not isinstance(self._last.get(weight), (Memory, type(None)))
+
+    def packed(
+        self, weight: Weight, wanted: "Union[Descriptor, TransformedLayout]"
+    ) -> "_Packed":
         """Return a weight as `wanted`."""
         memories = self._packed.setdefault(weight, WeakSet())
         for memory in memories:
-            if memory.descriptor.equals(wanted):
+            if wanted.equals(memory.descriptor):
                 return memory
         source = self._source(weight)
-        result = Memory(wanted, aligned(wanted.nbytes))
-        kernel = onednn.reorder(source.descriptor, wanted)
-        scratchpad = kernel.scratchpad
-        kernel.bind(
-            {
-                onednn.SRC: source,
-                onednn.DST: result,
-                onednn.SCRATCHPAD: Memory(scratchpad, aligned(scratchpad.nbytes)),
-            }
-        )()
+        result: _Packed
+        if isinstance(wanted, Descriptor):
+            result = Memory(wanted, aligned(wanted.nbytes))
+            _reorder(source, result)
+        else:
+            plain = Descriptor(weight.dims, DType.F32, _LAYOUTS[len(weight.dims)])
+            values = np.empty(weight.dims, np.float32)
+            _reorder(source, Memory(plain, values))
+            result = wanted.packed(values)
         memories.add(result)
         self._last[weight] = result
         if weight.dtype != DType.S8:
@@ -92,11 +108,28 @@ class Weights:
     def _source(self, weight: Weight) -> Memory:
         """What to pack from: what was packed last, or the array."""
         # Packed int8 weights hold sums beside the elements, and cannot be packed anew.
-        if weight in self._last and weight.dtype != DType.S8:
-            return self._last[weight]
+        last = self._last.get(weight)
+        if isinstance(last, Memory) and weight.dtype != DType.S8:
+            return last
         array = np.ascontiguousarray(self.values(weight.name))
         dtype = DType.F32 if array.dtype == np.float32 else DType.S8
         return Memory(Descriptor(weight.dims, dtype, _LAYOUTS[len(weight.dims)]), array)
+
+
+_Packed = Union[Memory, "TransformedWeights"]
+
+
+def _reorder(source: Memory, result: Memory) -> None:
+    """Copy into another layout or data type."""
+    kernel = onednn.reorder(source.descriptor, result.descriptor)
+    scratchpad = kernel.scratchpad
+    kernel.bind(
+        {
+            onednn.SRC: source,
+            onednn.DST: result,
+            onednn.SCRATCHPAD: Memory(scratchpad, aligned(scratchpad.nbytes)),
+        }
+    )()
 
 
 def aligned(nbytes: int) -> np.ndarray:

@@ -10,20 +10,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 import numpy as np
 
 from gluon_resnet.inference import onednn
-from gluon_resnet.inference.onednn import (
-    Call,
-    Descriptor,
-    DType,
-    Kernel,
-    Layout,
-    Memory,
-)
+from gluon_resnet.inference.onednn import Descriptor, DType, Layout, Memory
 from gluon_resnet.inference.packing import ALIGNMENT, Weight, Weights, aligned
+
+if TYPE_CHECKING:
+    from gluon_resnet.inference.winograd import kernel as winograd
+
+    Kernel = Union[onednn.Kernel, winograd.Kernel]
+    Call = Union[onednn.Call, winograd.Call]
 
 # About what the code of a kernel takes, with all that describes it.
 _CALL_BYTES = 2**15
@@ -86,7 +85,7 @@ class Plan:
 
     def __init__(
         self,
-        calls: Sequence[tuple[str, Call]],
+        calls: "Sequence[tuple[str, Call]]",
         image: Memory,
         logits: Memory,
         storages: Sequence[Storage],
@@ -139,7 +138,7 @@ class Plan:
 
 class _PlannedCall(NamedTuple):
     layer: str
-    kernel: Kernel
+    kernel: "Kernel"
     memories: dict[int, Memory]
     weight: Optional[Weight]
 
@@ -151,11 +150,21 @@ class PlanBuilder:
     """
 
     def __init__(
-        self, weights: Weights, shape: tuple[int, int, int, int], dtype: DType
+        self,
+        weights: Weights,
+        shape: tuple[int, int, int, int],
+        dtype: DType,
+        *,
+        transforms: bool = True,
     ):
-        """shape: of the images (N, C, H, W); dtype: of results, F32 or BF16."""
+        """shape: of the images (N, C, H, W); dtype: of results, F32 or BF16.
+
+        transforms: whether weights may be transformed for Winograd's kernels, which
+        takes more memory.
+        """
         self.weights = weights
         self.dtype = dtype
+        self.transforms = transforms
         self.image = Tensor(
             tuple(shape),
             DType.F32,
@@ -230,7 +239,7 @@ class PlanBuilder:
     def call(
         self,
         layer: str,
-        describe: Callable[..., Kernel],
+        describe: "Callable[..., Kernel]",
         tensors: Mapping[int, Operand],
         scales: Mapping[int, Scale] = {},
         weight: Optional[Weight] = None,
@@ -318,10 +327,10 @@ class PlanBuilder:
             memory.point_to(address + size)
         calls = []
         for layer, kernel, memories, weight in self._calls:
+            tensors: dict[int, Any] = dict(memories)
             if weight:
-                packed = self.weights.packed(weight, kernel.weights)
-                memories = memories | {onednn.WEIGHTS: packed}
-            calls.append((layer, kernel.bind(memories)))
+                tensors[onednn.WEIGHTS] = self.weights.packed(weight, kernel.weights)
+            calls.append((layer, kernel.bind(tensors)))
         return Plan(
             calls, self.image.memory, logits.memory, storages, arena, logits.dims[1]
         )

@@ -93,6 +93,15 @@ def check(
     return Proof(opset, model.ir_version, tuple(shapes), max(changes), error)
 
 
+def runner(model: onnx.ModelProto, output: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a model of one input as a function of it, to one of its outputs."""
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (images,) = session.get_inputs()
+    return lambda values: session.run([output], {images.name: values})[0]
+
+
 class _File(NamedTuple):
     """A file, and what messages call it."""
 
@@ -171,8 +180,8 @@ def _drawn(file: _File, images: onnxruntime.NodeArg) -> Iterator[np.ndarray]:
         dims[sides.pop(0)] = 3  # of channels that come first
     if len(sides) not in (0, 2):
         raise InputError(
-            f"{file.name} takes images of {images.shape}; (N, C, H, W) or (H, W, 3) can "
-            "be checked, with both sides free or given"
+            f"{file.name} takes images of {images.shape}; "
+            "(N, C, H, W) or (H, W, 3), both sides free or given, can be checked"
         )
     for free in _FREE_SIDES if sides else ((),):
         for number, side in zip(sides, free):

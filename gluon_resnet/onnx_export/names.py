@@ -47,8 +47,9 @@ class OwnNames:
         array = _first_array(node)
         if array is None:
             return node.name.removeprefix(self._prefix)
-        layer, _, kind = array.rpartition(".")
-        return layer + kind.removeprefix("weight")  # weight_radix1: a part of a layer
+        layer, _, parameter = array.rpartition(".")
+        _, _, part = parameter.partition("_")  # radix1 of weight_radix1
+        return f"{layer}_{part}" if part else layer
 
 
 class ZooNames:

@@ -5,7 +5,7 @@ Each takes the parameter, its gradient, its states (arrays of its shape, zero be
 first step) and `Step`, what all parameters of a step share.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import mxnet as mx
@@ -30,7 +30,14 @@ class Optimizer(NamedTuple):
     num_states: int
 
 
-def sgd(weight, gradient, states, step: Step, *, weight_decay: float) -> None:
+def sgd(
+    weight: mx.nd.NDArray,
+    gradient: mx.nd.NDArray,
+    states: Sequence[mx.nd.NDArray],
+    step: Step,
+    *,
+    weight_decay: float,
+) -> None:
     """SGD with momentum as in torch: the momentum does not hold the learning rate.
 
     m = momentum * m + g + wd * w; w = w - lr * m. (MXNet's own adds lr * g to m, which
@@ -51,7 +58,14 @@ def sgd(weight, gradient, states, step: Step, *, weight_decay: float) -> None:
     mx.nd.sgd_update(weight, momentum, lr=step.learning_rate, wd=0, out=weight)
 
 
-def nag(weight, gradient, states, step: Step, *, weight_decay: float) -> None:
+def nag(
+    weight: mx.nd.NDArray,
+    gradient: mx.nd.NDArray,
+    states: Sequence[mx.nd.NDArray],
+    step: Step,
+    *,
+    weight_decay: float,
+) -> None:
     """Nesterov's momentum as MXNet's "nag": the momentum holds the learning rate.
 
     m = momentum * m - lr * (g + wd * w); w = w + momentum * m - lr * (g + wd * w). As
@@ -70,7 +84,14 @@ def nag(weight, gradient, states, step: Step, *, weight_decay: float) -> None:
     )
 
 
-def lamb(weight, gradient, states, step: Step, *, weight_decay: float) -> None:
+def lamb(
+    weight: mx.nd.NDArray,
+    gradient: mx.nd.NDArray,
+    states: Sequence[mx.nd.NDArray],
+    step: Step,
+    *,
+    weight_decay: float,
+) -> None:
     """LAMB (arXiv:1904.00962) as timm's: no trust ratio where the decay is 0.
 
     betas 0.9 and 0.999, eps 1e-6, bias correction; clipping is the caller's.

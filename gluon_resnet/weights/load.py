@@ -16,7 +16,7 @@ from mxnet.gluon import HybridBlock, Parameter, nn
 from gluon_resnet.errors import InputError
 from gluon_resnet.models import ModelSpec
 from gluon_resnet.models.resnet import Contexts, empty_resnet, resnet
-from gluon_resnet.weights import onnx_graph
+from gluon_resnet.weights import onnx_format, onnx_graph
 from gluon_resnet.weights.arrays import dtype_name, float32, shown
 from gluon_resnet.weights.formats import Content, read_content
 from gluon_resnet.weights.layouts import LAYOUTS
@@ -138,7 +138,7 @@ class WeightsFile:
         if self.tensors.keys() & keys.values():
             keys |= _classifier_keys(keys, prefix, self.tensors)
         lost = [name for name, key in keys.items() if key not in self.tensors]
-        if self.content.operators and (lost or self._is_transposed(spec, keys)):
+        if self._has_graph and (lost or self._is_transposed(spec, keys)):
             return self._by_place(spec)
         if len(lost) == len(keys):
             raise InputError(
@@ -168,6 +168,10 @@ class WeightsFile:
         return NamedWeights(
             self.path, layout, tensors, keys, tuple(sorted(rest - copies)), epsilons
         )
+
+    @property
+    def _has_graph(self) -> bool:
+        return any(each.type != onnx_format.INPUT for each in self.content.operators)
 
     def _is_transposed(self, spec: ModelSpec, keys: Mapping[str, str]) -> bool:
         """Return whether the classifier of a graph lies the other way round."""

@@ -81,8 +81,7 @@ def by_place(
     Raises InputError where the graph is not the network's, naming the first difference.
     """
     parameters = net._collect_params_with_prefix().items()
-    zero = np.float32(0)
-    shapes = {name: np.broadcast_to(zero, p.shape) for name, p in parameters}
+    shapes = {n: np.broadcast_to(np.float32(0), p.shape) for n, p in parameters}
     ours = _Graph(_operators(net), shapes)
     theirs = _Graph(operators, tensors)
     _check(theirs, allowed=_PLAIN | _ATTENTION if _has_attention(net) else _PLAIN)
@@ -126,6 +125,8 @@ class _Graph:
         self.with_constants: list[Operator] = []
         """Those of them that compute with a constant."""
         self._constants = {name: _Array(name, t) for name, t in tensors.items()}
+        self._reshaped: dict[str, str] = {}
+        """The constant that a value is another shape of."""
         self._sources: dict[str, frozenset[int]] = {}
         self._made_by: dict[str, int] = {}
         """Layers by the value that they give."""
@@ -226,8 +227,15 @@ class _Graph:
         sources = [self._sources.get(name, frozenset()) for name in operator.inputs]
         if any(arrays) and any(sources):
             self.with_constants.append(operator)
+        if operator.type == "Reshape" and arrays[0]:
+            self._reshaped[operator.outputs[0]] = arrays[0].name
         for value in operator.outputs:
             self._sources[value] = frozenset().union(*sources)
+
+    def is_activation_map(self, operator: Operator) -> bool:
+        """Return whether an operator is the classifier once more, place by place."""
+        dense = {layer.weight.name for layer in self.layers if layer.kind == "dense"}
+        return self._reshaped.get(operator.inputs[1]) in dense
 
     def is_answer(self, operator: Operator) -> bool:
         """Return whether an operator only works on what the classifier gives."""
@@ -254,6 +262,8 @@ def _check(graph: _Graph, allowed: set[str]) -> None:
             continue
         if operator.type in ("Softmax", "LogSoftmax") and graph.is_answer(operator):
             continue  # logits have probabilities behind them, which change no weights
+        if operator.type == "Conv" and graph.is_activation_map(operator):
+            continue
         if operator.type in ("Conv", "Gemm", "MatMul", "BatchNormalization"):
             raise InputError(
                 f"the weights of {kind} {shown(operator.outputs[0])} are computed in "
