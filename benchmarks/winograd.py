@@ -31,7 +31,12 @@ import numpy as np
 from gluon_resnet.inference import onednn, openmp
 from gluon_resnet.inference.onednn import Descriptor, DType, Eltwise, Layout, Memory
 from gluon_resnet.inference.packing import Weight, Weights, aligned
-from gluon_resnet.inference.winograd.choice import Layer, described, kernel_for
+from gluon_resnet.inference.winograd.choice import (
+    Layer,
+    described,
+    kernel_for,
+    method_here,
+)
 
 from machine import machine
 from report import OURS, winograd
@@ -103,14 +108,14 @@ def cases(threads: list[int], images: list[int]) -> Iterator[Case]:
             continue  # Of several images each core computes its own.
         for sizes in (*RESNET, *RESNEST, *CIFAR):
             layer = Layer(number, *sizes, dtype, dtype, adds=False, relu=True)
-            if kernel_for(layer) is not None:
+            if method_here(layer) is not None:
                 yield Case(layer, count, 1 if sizes in CIFAR else COPIES)
 
 
 def measured(case: Case, rounds: int) -> Iterator[dict]:
     """The cells of a case: one for each side."""
     openmp.set_max_threads(case.threads)
-    sides = {DIRECT: side_of(case, direct), OURS: side_of(case, kernel_for)}
+    sides = {DIRECT: side_of(case, direct), OURS: side_of(case, winograd)}
     for side in sides.values():
         side.calls[0]()
     expected, found = (values_of(side.result, case.layer) for side in sides.values())
@@ -137,6 +142,13 @@ def measured(case: Case, rounds: int) -> Iterator[dict]:
             "error": error,
             "ms": times[name],
         }
+
+
+def winograd(layer: Layer) -> Kernel:
+    """The kernel that inference takes for a layer."""
+    method = method_here(layer)
+    assert method is not None, "a layer of `cases`"
+    return kernel_for(layer, method)
 
 
 def seconds_of(side: Side, repeats: int) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gluon_resnet import command
 from gluon_resnet.errors import InputError
@@ -37,12 +37,12 @@ def export(
     weights: Path,
     destination: Path,
     *,
-    opset: Optional[int] = None,
-    size: Optional[int] = None,
+    opset: int | None = None,
+    size: int | None = None,
     keep_norms: bool = False,
     outputs: Sequence[str] = ("logits",),
     in_graph: bool = False,
-    rec: Optional[Path] = None,
+    rec: Path | None = None,
     images: int = 500,
     calibration: str = "naive",
 ) -> list[str]:
@@ -68,7 +68,7 @@ def export(
     net, opset = _net(model), OPSETS[-1] if opset is None else opset
     form: dict[str, Any] = {"opset": opset, "size": size, "outputs": tuple(outputs)}
     told: dict[str, Any] = {"keep_norms": keep_norms, "pixels": in_graph}
-    reference: Optional[Reference] = None
+    reference: Reference | None = None
     if rec is None:
         written = exported(net, **form, keep_norms=keep_norms)
         reference, lines = _reference(model, outputs), []
@@ -116,8 +116,8 @@ def export_zoo_archive(model: Classifier, weights: Path, folder: Path) -> list[P
 
 def check(
     path: Path,
-    model: Optional[str] = None,
-    weights: Optional[Path] = None,
+    model: str | None = None,
+    weights: Path | None = None,
     *,
     accept_licence: bool = False,
 ) -> list[str]:
@@ -203,9 +203,9 @@ def _int8(
 def _with_pixels(
     model: Classifier,
     written: onnx.ModelProto,
-    reference: Optional[Reference],
+    reference: Reference | None,
     opset: int,
-) -> tuple[onnx.ModelProto, str, Optional[Reference]]:
+) -> tuple[onnx.ModelProto, str, Reference | None]:
     """Return a model that prepares its images, how well, and what it should answer.
 
     That is what the network answers to the pixels of the graph, not of `preprocess`.
@@ -441,7 +441,7 @@ def _export_archives(arguments: argparse.Namespace) -> None:
 
 
 def _options(
-    name: Optional[str], weights: Optional[Path], accept_licence: bool
+    name: str | None, weights: Path | None, accept_licence: bool
 ) -> argparse.Namespace:
     """Return the options by which `load_model` loads a model."""
     return argparse.Namespace(
@@ -449,7 +449,7 @@ def _options(
     )
 
 
-def _weights(model: Classifier, given: Optional[Path], accept_licence: bool) -> Path:
+def _weights(model: Classifier, given: Path | None, accept_licence: bool) -> Path:
     """Return the file that a model was loaded from."""
     from gluon_resnet.weights import checkpoint, fetch
 

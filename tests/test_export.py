@@ -287,8 +287,10 @@ def test_check_compares_with_the_model_that_is_named(tmp_path, capsys):
         ),
         (
             [NAME, "net.onnx", "--outputs", "logits,stage4"],
-            "cifar_resnet20_v1 has no output 'stage4'; choose from logits, "
-            "probabilities, features, stage1, stage2, stage3, cam",
+            (
+                "cifar_resnet20_v1 has no output 'stage4'; choose from logits, "
+                "probabilities, features, stage1, stage2, stage3, cam"
+            ),
         ),
         (
             [NAME, "net.onnx", "--outputs", "cam,cam"],
@@ -297,18 +299,24 @@ def test_check_compares_with_the_model_that_is_named(tmp_path, capsys):
         ([NAME, "net.pb"], "cannot write net.pb; end the name in .onnx"),
         (
             [NAME],
-            "export takes a model and the file to write, not 1 words; as in `export "
-            "resnet50_v1 resnet50.onnx`",
+            (
+                "export takes a model and the file to write, not 1 words; as in `export "
+                "resnet50_v1 resnet50.onnx`"
+            ),
         ),
         (
             ["net.onnx", "--model", NAME],
-            f"--model {NAME} goes with --check; name the model to export before the "
-            "file to write",
+            (
+                f"--model {NAME} goes with --check; name the model to export before the "
+                "file to write"
+            ),
         ),
         (
             [NAME, "--check", "net.onnx"],
-            f"--check takes one file, and {NAME} is one more; give a network to "
-            "compare with as --model",
+            (
+                f"--check takes one file, and {NAME} is one more; give a network to "
+                "compare with as --model"
+            ),
         ),
         (["--zoo-archive"], "--zoo-archive needs a folder to write into; name it last"),
         (
@@ -499,13 +507,17 @@ def test_a_file_with_pixels_answers_to_a_photograph_as_the_classifier(tmp_path, 
     [
         (
             ["--pixels", "in-graph", "--opset", "17"],
-            "opset 17 has no Resize that antialiases; pixels in the graph need 18 to "
-            "21",
+            (
+                "opset 17 has no Resize that antialiases; pixels in the graph need 18 to "
+                "21"
+            ),
         ),
         (
             ["--precision", "int8"],
-            "--precision int8 needs --rec, images to calibrate on, and --rec is for "
-            "int8 alone; give both or none",
+            (
+                "--precision int8 needs --rec, images to calibrate on, and --rec is for "
+                "int8 alone; give both or none"
+            ),
         ),
         (
             ["--precision", "int8", "--rec", bundled.TRAIN_REC, "--opset", "12"],
