@@ -115,7 +115,7 @@ def cases(threads: list[int], images: list[int]) -> Iterator[Case]:
 def measured(case: Case, rounds: int) -> Iterator[dict]:
     """The cells of a case: one for each side."""
     openmp.set_max_threads(case.threads)
-    sides = {DIRECT: side_of(case, direct), OURS: side_of(case, winograd)}
+    sides = {DIRECT: side_of(case, direct), OURS: side_of(case, chosen)}
     for side in sides.values():
         side.calls[0]()
     expected, found = (values_of(side.result, case.layer) for side in sides.values())
@@ -144,7 +144,7 @@ def measured(case: Case, rounds: int) -> Iterator[dict]:
         }
 
 
-def winograd(layer: Layer) -> Kernel:
+def chosen(layer: Layer) -> Any:
     """The kernel that inference takes for a layer."""
     method = method_here(layer)
     assert method is not None, "a layer of `cases`"

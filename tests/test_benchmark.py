@@ -22,18 +22,16 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 COMMAND = [sys.executable, "-m", "gluon_resnet.benchmark"]
 
 
-def run(*arguments, **environment):
-    return subprocess.run(
+def test_json_has_the_numbers_of_the_model_on_one_line():
+    options = ("--seconds", 0.1, "--batch-size", 2, "--threads", 1, "--json")
+    # For its threads it begins anew: a process of its own.
+    arguments = ("cifar_resnet20_v1", *options, "--weights", bundled.weights())
+    result = subprocess.run(
         [*COMMAND, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": ".", **environment},
+        env={**os.environ, "PYTHONPATH": "."},
     )
-
-
-def test_json_has_the_numbers_of_the_model_on_one_line():
-    options = ("--seconds", 0.1, "--batch-size", 2, "--threads", 1, "--json")
-    result = run("cifar_resnet20_v1", *options, "--weights", bundled.weights())
     assert (result.returncode, result.stderr) == (0, "")
     outcome = json.loads(result.stdout)
     assert list(outcome) == [
@@ -99,21 +97,22 @@ def test_a_side_of_the_comparison_is_measured_alike(monkeypatch):
     assert side.call_times(lambda: clock.forward(None), 1) == [2]
 
 
-def test_weights_are_drawn_where_none_are_given():
-    result = run("resnet14", "--seconds", 0.1)
-    assert result.returncode == 1
-    result = run("cifar_resnet20_v2", "--size", 16, "--seconds", 0.1, "-v")
-    assert result.returncode == 0
-    assert result.stdout.startswith("cifar_resnet20_v2, fp32, batches of 1, ")
-    assert "fp32: fused kernels of oneDNN, " in result.stderr
+def test_weights_are_drawn_where_none_are_given(run_command):
+    done = run_command(benchmark, "resnet14", "--seconds", 0.1)
+    assert done.code == 1
+    options = ("--size", 16, "--seconds", 0.1, "-v")
+    done = run_command(benchmark, "cifar_resnet20_v2", *options)
+    assert done.code == 0
+    assert done.out.startswith("cifar_resnet20_v2, fp32, batches of 1, ")
+    assert "fp32: fused kernels of oneDNN, " in done.err
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_explained_kernels_are_those_of_one_run(batch_size):
+def test_explained_kernels_are_those_of_one_run(run_command, batch_size):
     options = ("--explain", "--precision", "bf16", "--batch-size", batch_size)
-    result = run("cifar_resnet20_v1", *options, "--json")
-    assert (result.returncode, result.stderr) == (0, "")
-    rows = json.loads(result.stdout)
+    done = run_command(benchmark, "cifar_resnet20_v1", *options, "--json")
+    assert (done.code, done.err) == (0, "")
+    rows = json.loads(done.out)
     # 19 of the body and two projections; casts before and after the stem.
     calls = {
         "convolution_forward": 21,
@@ -144,10 +143,10 @@ def test_explained_kernels_are_those_of_one_run(batch_size):
         (["resnet18_v1", "--batch-size", 10**9], "1000000000 images of 224x224 needs"),
     ],
 )
-def test_users_mistake_is_one_line(arguments, message):
-    result = run(*arguments)
-    assert (result.returncode, result.stdout) == (1, "")
-    (line,) = result.stderr.splitlines()
+def test_users_mistake_is_one_line(run_command, arguments, message):
+    done = run_command(benchmark, *arguments)
+    assert (done.code, done.out) == (1, "")
+    (line,) = done.err.splitlines()
     assert message in line
 
 

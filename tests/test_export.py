@@ -196,7 +196,7 @@ def test_a_file_that_is_not_well_formed_is_told(small, tmp_path):
     model = exported(small)
     del model.graph.node[3]
     path = saved(tmp_path / "net.onnx", model)
-    with pytest.raises(InputError, match="is not well formed .*export it again"):
+    with pytest.raises(InputError, match=r"is not well formed .*export it again"):
         check(path)
 
 
@@ -266,7 +266,7 @@ def test_check_compares_with_the_model_that_is_named(tmp_path, capsys):
     weights = tmp_path / "other.params"
     net = drawn("cifar_resnet20_v1")
     net.save_parameters(str(weights))
-    with pytest.raises(InputError, match="differs by .* of its range from that of"):
+    with pytest.raises(InputError, match=r"differs by .* of its range from that of"):
         command("--check", path, "--model", "cifar_resnet20_v1", "--weights", weights)
 
 
@@ -300,15 +300,15 @@ def test_check_compares_with_the_model_that_is_named(tmp_path, capsys):
         (
             [NAME],
             (
-                "export takes a model and the file to write, not 1 words; as in `export "
-                "resnet50_v1 resnet50.onnx`"
+                "export takes a model and the file to write, not 1 words; as in "
+                "`export resnet50_v1 resnet50.onnx`"
             ),
         ),
         (
             ["net.onnx", "--model", NAME],
             (
-                f"--model {NAME} goes with --check; name the model to export before the "
-                "file to write"
+                f"--model {NAME} goes with --check; name the model to export before "
+                "the file to write"
             ),
         ),
         (
@@ -508,15 +508,15 @@ def test_a_file_with_pixels_answers_to_a_photograph_as_the_classifier(tmp_path, 
         (
             ["--pixels", "in-graph", "--opset", "17"],
             (
-                "opset 17 has no Resize that antialiases; pixels in the graph need 18 to "
-                "21"
+                "opset 17 has no Resize that antialiases; pixels in the graph need 18 "
+                "to 21"
             ),
         ),
         (
             ["--precision", "int8"],
             (
-                "--precision int8 needs --rec, images to calibrate on, and --rec is for "
-                "int8 alone; give both or none"
+                "--precision int8 needs --rec, images to calibrate on, and --rec is "
+                "for int8 alone; give both or none"
             ),
         ),
         (
