@@ -783,8 +783,8 @@ REASONS = {
         {"aux__weight": COUNT},
         (
             " does not fit resnet18_v1b, read as torchvision: unexpected: aux.weight; "
-            "all that this network needs is there: name a deeper network, or save the file "
-            "without the rest"
+            "all that this network needs is there: name a deeper network, or save the "
+            "file without the rest"
         ),
     ),
     "no bias": (
