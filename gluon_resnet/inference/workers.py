@@ -60,7 +60,9 @@ class Workers:
             call.wait_patiently()
             raise
         if call.error:
-            raise call.error
+            # Not kept in `_last`: it holds on to all that the task worked on.
+            error, call.error = call.error, None
+            raise error
 
     def end(self) -> None:
         """Let all threads end, after what they do, and wait for it."""
@@ -104,8 +106,9 @@ class _Call:
 
     def work(self) -> None:
         """Do one task after the other, until there is none."""
-        # A signal's handler may run between any two lines of `wait`, none may here; so
-        # all that counts is counted here, by operations that no thread can interrupt.
+        # The handler of a signal may raise between any two lines of the caller's, but
+        # not in this thread. So all is counted here, by operations of C that other
+        # threads cannot interrupt.
         while True:
             try:
                 task = self._waiting.popleft()
