@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from .card import Card as Card
+from .card import read_card as read_card
 from .download import fetch as fetch
 from .formats import read_tensors as read_tensors
 from .load import LoadReport as LoadReport

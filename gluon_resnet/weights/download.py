@@ -47,9 +47,9 @@ from gluon_resnet.weights.published import Checkpoint
 
 TIMEOUT = (10.0, 30.0)
 """Seconds to connect, and to wait for the next bytes."""
-SILENCE = 10.0
+SILENCE = 8.0
 """Seconds that all sources together may keep silent before the first answer."""
-SILENCE_OF_NEXT_HOST = 4.0
+SILENCE_OF_NEXT_HOST = 3.0
 """Seconds that the host at least has which the hub leads on to."""
 ATTEMPTS = 5
 """Attempts in a row that bring no new byte before a source is given up."""
