@@ -34,7 +34,8 @@ from gluon_resnet.preprocess import Protocol, preprocess, read_image
 from gluon_resnet.weights import load_weights
 from gluon_resnet.weights.card import read_card
 
-SMALL = ("cifar_resnet20_v1", "cifar_resnet20_v2", "resnet18_v1d", "resnet18_v2")
+# resnest14d's poolings and attention are in the test of opsets.
+SMALL = ("cifar_resnet20_v1", "cifar_resnet20_v2")
 NAME = bundled.NAME
 
 
@@ -90,6 +91,7 @@ def test_each_opset_has_the_operators_that_are_written(
     opset, resnest, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("gluon_resnet.onnx_export.check.BATCHES", (2,))
+    monkeypatch.setattr("gluon_resnet.onnx_export.check._FREE_SIDES", ((65, 97),))
     outputs = available_outputs(resnest)
     for keep_norms in (False, True):
         model = exported(resnest, opset=opset, keep_norms=keep_norms, outputs=outputs)
@@ -401,7 +403,9 @@ def test_int8_is_integers_from_the_first_convolution_to_the_last_layer(tmp_path)
         assert zero.dtype == np.uint8 and zero == 0
 
 
-@pytest.mark.parametrize("calibration", ["naive", "entropy"])
+@pytest.mark.parametrize(
+    "calibration", ["naive", pytest.param("entropy", marks=pytest.mark.slow)]
+)
 def test_int8_is_about_as_accurate_as_float(calibration, tmp_path, capsys):
     path = tmp_path / "net.onnx"
     command(
@@ -560,7 +564,7 @@ def test_the_zoos_form_has_the_zoos_names():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["resnet18_v1", "resnet50_v2"])
+@pytest.mark.parametrize("model", ["resnet18_v1", "resnet18_v2"])
 def test_an_archive_holds_a_file_and_answers_to_it(model, tmp_path):
     net = drawn(model, num_classes=model_spec(model).num_classes)
     weights = tmp_path / "drawn.params"
