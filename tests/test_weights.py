@@ -782,9 +782,9 @@ REASONS = {
     "auxiliary head": (
         {"aux__weight": COUNT},
         (
-            " does not fit resnet18_v1b, read as torchvision: unexpected: aux.weight; all "
-            "that this network needs is there: name a deeper network, or save the file "
-            "without the rest"
+            " does not fit resnet18_v1b, read as torchvision: unexpected: aux.weight; "
+            "all that this network needs is there: name a deeper network, or save the "
+            "file without the rest"
         ),
     ),
     "no bias": (
@@ -798,8 +798,8 @@ REASONS = {
         {"fc__weight": None, "fc__0__weight": COUNT, "fc__3__weight": COUNT},
         (
             " has no classifier (fc.weight), read as torchvision, but fc.0.weight, "
-            "fc.3.weight; check the model's name, and give a file of a whole net with one "
-            "such layer"
+            "fc.3.weight; check the model's name, and give a file of a whole net with "
+            "one such layer"
         ),
     ),
 }
