@@ -4,6 +4,7 @@
 import mxnet as mx
 import numpy as np
 import pytest
+from mxnet.gluon import nn
 from mxnet.gluon.contrib.nn import SyncBatchNorm
 
 from gluon_resnet import create_model, list_models, list_weights, model_spec
@@ -235,6 +236,33 @@ def test_two_nets_of_a_model_have_the_same_symbol():
         for _ in range(2)
     )
     assert first == second
+
+
+def test_layer_that_cannot_be_a_norm_is_refused():
+    spec = model_spec("cifar_resnet20_v1")
+    with pytest.raises(InputError) as caught:
+        resnet(spec, norm_layer=nn.GroupNorm)
+    assert str(caught.value) == (
+        "GroupNorm cannot be made with in_channels and these norm_options; give a norm "
+        "layer that takes them, such as BatchNorm, or a function that makes one"
+    )
+    with pytest.raises(InputError) as caught:
+        resnet(spec, norm_layer=nn.LayerNorm)
+    assert str(caught.value) == (
+        "LayerNorm normalises the last axis, which is the width of the maps; give "
+        'norm_options={"axis": 1}'
+    )
+
+
+def test_norm_of_a_function_can_be_frozen():
+    def norm(in_channels, **options):
+        return nn.BatchNorm(in_channels=in_channels, **options)
+
+    net = resnet(model_spec("cifar_resnet20_v1"), norm_layer=norm, frozen_stages=1)
+    frozen = [block.body.bn1._kwargs["use_global_stats"] for block in net.stage1]
+    trained = [block.body.bn1._kwargs["use_global_stats"] for block in net.stage2]
+    assert frozen == [True] * 3
+    assert trained == [False] * 3
 
 
 def test_input_norm_of_v2_has_no_scale_and_shift():

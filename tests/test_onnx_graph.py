@@ -367,16 +367,12 @@ def test_images_that_the_graph_prepares_itself_are_told(tmp_path):
     model.graph.initializer.append(mean)
     node = helper.make_node("Sub", [image.name, "mean"], ["prepared"])
     model.graph.node.insert(0, node)
-    assert refusal(model, tmp_path) == (
-        "its graph has the operator Sub, which this network has not; check the model's "
-        "name"
-    )
-    node.op_type = "Add"
-    model.graph.node[0].op_type = "Add"
-    assert refusal(model, tmp_path) == (
-        "its graph computes with a constant in Add prepared, which this network does "
-        "not; export it without the preparation of images"
-    )
+    for kind in ("Sub", "Add", "Mul", "Div"):
+        model.graph.node[0].op_type = kind
+        assert refusal(model, tmp_path) == (
+            f"its graph computes with a constant in {kind} prepared, which this "
+            "network does not; export it without the preparation of images"
+        )
 
 
 def test_file_without_a_graph_says_what_it_lacks(tmp_path):

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole network from a row of the catalog."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Optional, Union
 
 import mxnet as mx
 import numpy as np
-from mxnet.gluon import nn
+from mxnet.gluon import HybridBlock, nn
 
 from gluon_resnet.errors import InputError
 from gluon_resnet.models.blocks import Parts
@@ -33,7 +33,7 @@ def resnet(
     drop_block: float = 0.0,
     drop_path: Union[float, Sequence[float]] = 0.0,
     last_gamma: bool = False,
-    norm_layer: type = nn.BatchNorm,
+    norm_layer: Callable[..., HybridBlock] = nn.BatchNorm,
     norm_options: Optional[Mapping] = None,
     frozen_stages: int = -1,
 ) -> Network:
@@ -51,9 +51,9 @@ def resnet(
     - drop_path: stochastic depth: the last block's probability in [0, 1), earlier
       blocks less by the linear rule; or one probability for each block.
     - last_gamma: start each residual branch at zero (arXiv:1706.02677, section 5.1).
-    - norm_layer, norm_options: the norm layer and its keywords, e.g.
-      `mxnet.gluon.contrib.nn.SyncBatchNorm` and {"num_devices": 4}, or
-      {"momentum": 0.99}, {"use_global_stats": True}.
+    - norm_layer, norm_options: the norm layer, or a function that makes one of
+      `in_channels`, and its keywords, e.g. `mxnet.gluon.contrib.nn.SyncBatchNorm` and
+      {"num_devices": 4}, or {"momentum": 0.99}, {"use_global_stats": True}.
     - frozen_stages: the stem (0) and the stages up to this one neither train nor gather
       statistics, as OpenMMLab's configurations have it; -1 freezes none.
 
@@ -78,11 +78,12 @@ def resnet(
             "leave it 0 or use drop_path"
         )
     norm = partial(norm_layer, **(norm_options or {}))
+    is_batch_norm = isinstance(_checked_norm(norm), nn.BatchNorm)
     remaining_drop_paths = iter(drop_paths)
 
     def norm_at(stage: int) -> partial:
         """The norm of the stem, 0, or of a stage."""
-        if stage <= frozen_stages and issubclass(norm_layer, nn.BatchNorm):
+        if stage <= frozen_stages and is_batch_norm:
             return partial(norm, use_global_stats=True)
         return norm  # Others than BatchNorm gather no statistics.
 
@@ -161,6 +162,26 @@ def empty_resnet(
     net.collect_params().setattr("grad_req", "null")
     net.initialize(mx.init.Zero(), ctx=ctx or mx.cpu())
     return net
+
+
+def _checked_norm(norm: partial) -> HybridBlock:
+    """Return one norm layer. Raises InputError where it cannot stand in a network."""
+    try:
+        with mx.name.Prefix("trial_"):  # so that it takes no name of a later layer
+            layer = norm(in_channels=1)
+    except TypeError:
+        name = getattr(norm.func, "__name__", "norm_layer")
+        raise InputError(
+            f"{name} cannot be made with in_channels and these norm_options; give a "
+            "norm layer that takes them, such as BatchNorm, or a function that makes "
+            "one"
+        ) from None
+    if isinstance(layer, nn.LayerNorm) and layer._axis != 1:
+        raise InputError(
+            "LayerNorm normalises the last axis, which is the width of the maps; give "
+            'norm_options={"axis": 1}'
+        )
+    return layer
 
 
 def _layer_or_none(layer, probability: float):

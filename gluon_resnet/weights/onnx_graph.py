@@ -32,6 +32,7 @@ _PLAIN = {
     *("Expand", "Pad"),
 }
 _ATTENTION = {"Mul", "Split", "ReduceSum", "Sigmoid", "Softmax", "Transpose"}
+_ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
 _OF_CONSTANTS = {"Identity", "Cast", "Transpose"}
 _QUANTIZED = ("QLinear", "Quantize", "Dequantize", "ConvInteger", "MatMulInteger")
 
@@ -256,6 +257,14 @@ def _same(operator: Operator, array: _Array) -> _Array:
 
 def _check(graph: _Graph, allowed: set[str]) -> None:
     """Raise InputError where a graph has an operator that these networks have not."""
+    for operator in graph.with_constants:
+        if operator.type not in allowed | _ARITHMETIC:
+            continue  # of quantization, for one; below
+        raise InputError(
+            f"its graph computes with a constant in {shown(operator.type)} "
+            f"{shown(operator.outputs[0])}, which this network does not; export it "
+            "without the preparation of images"
+        )
     for operator in graph.others:
         kind = shown(operator.type)
         if operator.type in allowed:
@@ -282,12 +291,6 @@ def _check(graph: _Graph, allowed: set[str]) -> None:
         raise InputError(
             f"its graph has the operator {kind}, which this network has not; check the "
             "model's name"
-        )
-    for operator in graph.with_constants:
-        raise InputError(
-            f"its graph computes with a constant in {shown(operator.type)} "
-            f"{shown(operator.outputs[0])}, which this network does not; export it "
-            "without the preparation of images"
         )
 
 
