@@ -18,6 +18,7 @@ from gluon_resnet.inference import batch_memory
 COMMAND = [sys.executable, "-m", "gluon_resnet.benchmark"]
 
 
+@pytest.mark.slow
 def test_json_has_the_numbers_of_the_model_on_one_line():
     options = ("--seconds", 0.1, "--batch-size", 2, "--threads", 1, "--json")
     # For its threads it begins anew: a process of its own.
