@@ -29,8 +29,8 @@ def run_command(capfd):
 
     def run(module, *arguments):
         package = logging.getLogger("gluon_resnet")
-        level, capfd_before = package.level, capfd.readouterr()
-        assert capfd_before == ("", ""), "what came before would be lost"
+        level, before = package.level, capfd.readouterr()
+        assert before == ("", ""), "it would be lost: read it before the command runs"
         try:
             with (
                 pytest.MonkeyPatch.context() as patch,

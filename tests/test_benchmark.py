@@ -22,6 +22,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 COMMAND = [sys.executable, "-m", "gluon_resnet.benchmark"]
 
 
+@pytest.mark.slow
 def test_json_has_the_numbers_of_the_model_on_one_line():
     options = ("--seconds", 0.1, "--batch-size", 2, "--threads", 1, "--json")
     # For its threads it begins anew: a process of its own.

@@ -2,6 +2,7 @@
 """Counts: the spec pages to every printed digit, and timm's own exact counts."""
 
 import json
+from functools import cache
 
 import mxnet as mx
 import pytest
@@ -76,13 +77,17 @@ def test_net_is_counted_as_it_is():
     assert complexity(net, 224).flops == 1_814_073_344 - 512 * 990 - stem
 
 
+@cache
+def parts_of(model):
+    """A net, the same without its classifier, and its feature maps alone."""
+    options = ({}, {"num_classes": 0}, {"features_only": True})
+    return [create_model(model, **option) for option in options]
+
+
 @pytest.mark.parametrize("convention", ["macs", "openmmlab", "timm-page"])
 @pytest.mark.parametrize("model", ["resnest14d", "resnet18_v2", "cifar_resnet20_v1"])
 def test_parts_of_a_net_cost_what_they_cost_in_it(model, convention):
-    whole, headless, maps = (
-        complexity(create_model(model, **options), 64, convention)
-        for options in ({}, {"num_classes": 0}, {"features_only": True})
-    )
+    whole, headless, maps = (complexity(net, 64, convention) for net in parts_of(model))
     width, classes = model_spec(model).channels[-1], model_spec(model).num_classes
     assert whole.params - headless.params == (width + 1) * classes
     is_counted = convention == "macs"
@@ -114,15 +119,19 @@ def test_command_prints_models_and_pages_as_json(run_command):
     assert [row["row"] for row in pages if not row["same"]] == ["ResNet-50-mill"]
 
 
-@pytest.mark.parametrize("convention", ["macs", "openmmlab", "timm-page"])
-def test_what_acts_in_training_alone_costs_nothing(convention):
-    plain = create_model("resnest14d")
-    regularised = create_model(
+@pytest.fixture(scope="module")
+def regularised():
+    return create_model(
         "resnest14d",
         **{"dropout": 0.1, "drop_block": 0.1, "drop_path": 0.1},
         norm_layer=SyncBatchNorm,
         norm_options={"num_devices": 1},
     )
+
+
+@pytest.mark.parametrize("convention", ["macs", "openmmlab", "timm-page"])
+def test_what_acts_in_training_alone_costs_nothing(regularised, convention):
+    plain, *_ = parts_of("resnest14d")
     counted = complexity(regularised, convention=convention)
     assert counted == complexity(plain, convention=convention)
 

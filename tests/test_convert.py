@@ -28,15 +28,16 @@ from gluon_resnet.weights.published import checkpoint
 MODEL = "cifar_resnet20_v1"
 
 
-@pytest.fixture
-def source(tmp_path):
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
     """A half-precision file of our own names and the values in it."""
     tensors = {
         name: draw_tensor(name, parameter.shape).astype(np.float16)
         for name, parameter in create_model(MODEL)._collect_params_with_prefix().items()
     }
-    write_torch(tmp_path / "source.pth", {"state_dict": tensors}, is_zip=True)
-    return tmp_path / "source.pth", tensors
+    path = tmp_path_factory.mktemp("source") / "source.pth"
+    write_torch(path, {"state_dict": tensors}, is_zip=True)
+    return path, tensors
 
 
 def values(net):

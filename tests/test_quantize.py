@@ -79,8 +79,37 @@ def quantized(model):
 
 
 @pytest.fixture(scope="module")
-def images(model):
-    return next(iter(batches(model)))[0]
+def validation(model):
+    """Batches of images, their labels, and the classes that fp32 answers."""
+    return [
+        (images, labels, answers(model.net, images).argmax(1))
+        for images, labels in batches(model)
+    ]
+
+
+@pytest.fixture(scope="module")
+def images(validation):
+    return validation[0][0]
+
+
+@pytest.fixture(scope="module")
+def resnest14d():
+    return drawn("resnest14d", 64)
+
+
+@pytest.fixture(scope="module")
+def quantized_resnest14d(resnest14d):
+    return quantize(resnest14d, bundled.TRAIN_REC, images=40)
+
+
+@pytest.fixture(scope="module")
+def resnet18_v2():
+    return drawn("resnet18_v2", 64)
+
+
+@pytest.fixture(scope="module")
+def quantized_resnet18_v2(resnet18_v2):
+    return quantize(resnet18_v2, bundled.TRAIN_REC, images=40)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +147,11 @@ def test_rewritten_graph_answers_as_the_net_does(name):
 @pytest.mark.parametrize(
     "calibration", ["naive", pytest.param("entropy", marks=pytest.mark.slow)]
 )
-def test_bundled_checkpoint_keeps_its_accuracy(model, calibration):
+def test_bundled_checkpoint_keeps_its_accuracy(model, validation, calibration):
     net = quantize(model, bundled.TRAIN_REC, images=500, calibration=calibration).form()
     hits, fp32_hits, agreed = 0, 0, 0
-    for images, labels in batches(model):
+    for images, labels, expected in validation:
         found = answers(net, images).argmax(1)
-        expected = answers(model.net, images).argmax(1)
         hits += (found == labels).sum()
         fp32_hits += (expected == labels).sum()
         agreed += (found == expected).sum()
@@ -147,8 +175,8 @@ def test_v2_leaves_int8_at_no_norm_but_the_images():
     assert list(quantized.calibration.excluded) == ["stem.bn0"]
 
 
-def test_resnest_leaves_int8_for_the_attention_alone():
-    quantized = quantize(drawn("resnest14d", 64), bundled.TRAIN_REC, images=8)
+def test_resnest_leaves_int8_for_the_attention_alone(quantized_resnest14d):
+    quantized = quantized_resnest14d
     count = operators(quantized.symbol)
     # The image and what each block's attention answers; nothing in between.
     assert count["_contrib_quantize_v2"] == 1 + 4
@@ -166,32 +194,38 @@ def kernels(quantized, size):
     return Counter(k["primitive"] for k in quantized.form().kernels(images, rounds=1))
 
 
-def test_int8_maps_become_float_in_the_convolution_before_the_attention():
-    quantized = quantize(drawn("resnest14d", 64), bundled.TRAIN_REC, images=8)
+def test_int8_maps_become_float_in_the_convolution_before_the_attention(
+    quantized_resnest14d,
+):
     # The image alone is turned into another type by a kernel of its own.
-    assert kernels(quantized, 64)["reorder"] == 1
+    assert kernels(quantized_resnest14d, 64)["reorder"] == 1
 
 
-def test_int8_norms_of_many_channels_are_products():
-    quantized = quantize(drawn("resnet18_v2", 64), bundled.TRAIN_REC, images=8)
+def test_int8_norms_of_many_channels_are_products(quantized_resnet18_v2):
     # The image's norm, and those of the two stages with 256 channels or more.
-    assert kernels(quantized, 64)["binary"] == 1 + 4
+    assert kernels(quantized_resnet18_v2, 64)["binary"] == 1 + 4
+
+
+@pytest.fixture(scope="module")
+def half_quantized_resnet18_v2(resnet18_v2):
+    """With int8 norms before fp32 convolutions."""
+    exclude = ["stage4.*.conv1"]
+    return quantize(resnet18_v2, bundled.TRAIN_REC, images=40, exclude=exclude)
 
 
 @pytest.mark.parametrize(
-    "name, exclude",
+    "name, quantized",
     [
-        ("resnet18_v2", ()),
-        ("resnet18_v2", ("stage4.*.conv1",)),  # int8 norms before fp32 convolutions
-        ("resnest14d", ()),
+        ("resnet18_v2", "quantized_resnet18_v2"),
+        ("resnet18_v2", "half_quantized_resnet18_v2"),
+        ("resnest14d", "quantized_resnest14d"),
     ],
 )
-def test_drawn_nets_answer_much_as_in_fp32(name, exclude):
-    model = drawn(name, 64)
+def test_drawn_nets_answer_much_as_in_fp32(name, quantized, request):
+    model = request.getfixturevalue(name)
     images = next(iter(batches(model)))[0][:20]
     expected = answers(model.net, images)
-    quantized = quantize(model, bundled.TRAIN_REC, images=40, exclude=exclude)
-    found = answers(quantized.form(), images)
+    found = answers(request.getfixturevalue(quantized).form(), images)
     distance = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert 0 < distance < LARGEST_DISTANCE
 
