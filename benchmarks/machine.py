@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
-_OURS = ("mxnet", "onednn-cpu-gomp", "gluoncv")
+_OURS = ("mxnet", "onednn-cpu-gomp", "llvmlite", "gluoncv")
 _PEERS = ("torch", "timm", "onnxruntime", "openvino", "nncf")
 # Run by each interpreter: it names the packages that it has.
 _VERSIONS = """

@@ -77,6 +77,32 @@ def training_steps(results: dict) -> str:
     return "\n".join(lines)
 
 
+def winograd(results: dict) -> str:
+    """Milliseconds of 3x3 convolutions (winograd.py): a row for each layer."""
+    cells = results["cells"]
+    columns = unique(cells, "side")
+    lines = []
+    for precision in unique(cells, "precision"):
+        lines += [
+            f"\n{precision}: ms a layer, median (range) of the rounds\n",
+            row("layer", "images", "threads", *columns, "kernel", "times as fast"),
+            row(*["---"] * (len(columns) + 5)),
+        ]
+        for cell in by(cells, precision=precision, side=OURS):
+            case = {name: cell[name] for name in ("layer", "images", "threads")}
+            found = by(cells, precision=precision, **case)
+            (direct,) = (other for other in found if other is not cell)
+            lines.append(
+                row(
+                    *case.values(),
+                    *(spread(by(found, side=column)[0]["ms"]) for column in columns),
+                    f"`{cell['kernel']}`",
+                    spread(ratios(cell, direct)),
+                )
+            )
+    return "\n".join([machine(results), *lines])
+
+
 def loading(results: dict) -> str:
     """Images a second from files to batches (data_pipeline.py)."""
     cells = results["cells"]

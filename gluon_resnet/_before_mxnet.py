@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What must happen before ``import mxnet``; ``gluon_resnet`` imports this first.
 
-Importing the module sets OpenMP up, which costs nothing. All else waits for the first
-``import mxnet``, whoever asks for it: a process that never does, such as one that
-prints help, does not pay for it. That import raises ImportError, with the remedy in one
-line, for an installation that MXNet could only answer with a riddle.
+Importing the module sets OpenMP and MXNet's caches up, which costs nothing. All else
+waits for the first ``import mxnet``, whoever asks for it: a process that never does,
+such as one that prints help, does not pay for it. That import raises ImportError, with
+the remedy in one line, for an installation that MXNet could only answer with a riddle.
 """
 
 import ctypes
@@ -120,6 +120,16 @@ def set_up_openmp(environment: MutableMapping[str, str], cores: int) -> None:
         environment.setdefault("GOMP_SPINCOUNT", "1000")
 
 
+def bound_caches(environment: MutableMapping[str, str]) -> None:
+    """Have MXNet forget kernels of old shapes.
+
+    It keeps each that it ever made: with images of ever new shapes 2 MB more a shape.
+    The bound is for each operator. A network has fewer than 50 convolutions that
+    differ, so a training forgets none. What the user has set stays.
+    """
+    environment.setdefault("MXNET_MKLDNN_CACHE_NUM", "256")
+
+
 AMX_FLAGS = {"amx_tile", "amx_int8", "amx_bf16"}
 _ISA = "DNNL_MAX_CPU_ISA"
 
@@ -186,6 +196,7 @@ class _Preparer:
                 raise
 
 
+bound_caches(os.environ)
 if sys.platform == "linux":
     # At once: the library reads its variables when it is loaded, by whomever.
     set_up_openmp(os.environ, physical_cores(allowed_cpus()))

@@ -51,7 +51,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         """Parse; an option that is not known is answered with the nearest one."""
-        arguments, unknown = self.parse_known_args(args, namespace)
+        # Of words that may all be missing some may stand before options, some behind.
+        mixed = any(each.nargs == "*" for each in self._get_positional_actions())
+        parse = self.parse_known_intermixed_args if mixed else self.parse_known_args
+        arguments, unknown = parse(args, namespace)
         if unknown:
             self.error(
                 f"unrecognized arguments: {' '.join(unknown)}{self._near(unknown)}"

@@ -35,9 +35,8 @@ def convert(
     """
     # On first use: they import MXNet, which `--help` can do without.
     from gluon_resnet.models import model_spec
-    from gluon_resnet.models.resnet import empty_resnet
     from gluon_resnet.weights.card import digest_of, write_card
-    from gluon_resnet.weights.load import load_weights, read_weights
+    from gluon_resnet.weights.load import net_of, read_weights
     from gluon_resnet.weights.save import check_suffix, save_weights
     from gluon_resnet.weights.usage import stated_usage
 
@@ -51,13 +50,7 @@ def convert(
         )
         card = replace(usage.card, weights=None, parent=parent)
     spec = model_spec(usage.card.model if usage else str(model))
-    stored = file.named(spec)
-    net = empty_resnet(
-        spec,
-        num_classes=num_classes or stored.num_classes,
-        in_channels=stored.in_channels,
-    )
-    report = load_weights(net, file)
+    net, report = net_of(spec, file, num_classes=num_classes)
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent) as folder:
         unnamed = save_weights(net, Path(folder, destination.name), card=card)

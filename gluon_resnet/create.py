@@ -104,7 +104,12 @@ def create_model(
     start = _start(name, pretrained, accept_licence)
     source = None
     if start.file is not None:
-        source, _ = net_of(start.spec, start.file)
+        # A backbone is enough where the classifier is not asked for.
+        has_classifier = start.file.named(start.spec).has_classifier
+        is_backbone = not has_classifier and (features_only or num_classes is not None)
+        source, _ = net_of(
+            start.spec, start.file, num_classes=0 if is_backbone else None
+        )
         if in_channels is None:
             in_channels = source.stem.conv1.weight.shape[1]
     elif names_weights(name):
@@ -118,7 +123,8 @@ def create_model(
     if features_only:
         net = feature_net(start.spec, out_indices=out_indices, **options)
     else:
-        num_classes = start.num_classes if num_classes is None else num_classes
+        if num_classes is None:
+            num_classes = source.fc.weight.shape[0] if source else start.num_classes
         net = resnet(start.spec, num_classes=num_classes, **options)
     net.protocol = start.protocol
     he_normal = mx.init.Xavier(rnd_type="gaussian", factor_type="out", magnitude=2)
@@ -135,6 +141,7 @@ class _Start(NamedTuple):
     spec: ModelSpec
     protocol: Protocol
     num_classes: int
+    """Where no file tells it."""
     file: Optional[WeightsFile] = None
 
 
@@ -150,7 +157,7 @@ def _start(
         usage = stated_usage(file, name)
         protocol = usage.card.protocol if usage else checkpoint(name).protocol
         spec = model_spec(name)
-        return _Start(spec, protocol, file.named(spec).num_classes, file)
+        return _Start(spec, protocol, spec.num_classes, file)
     row = row or checkpoint(name)
     spec = model_spec(row.model)
     if pretrained:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gluon_resnet import command
 from gluon_resnet.errors import InputError
@@ -17,10 +18,12 @@ from gluon_resnet.model_options import load_model
 from gluon_resnet.precision import CALIBRATIONS
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
+    from mxnet.gluon import HybridBlock
 
     from gluon_resnet.classifier import Classifier
-    from gluon_resnet.onnx_export.check import Proof, Reference
+    from gluon_resnet.onnx_export.check import Reference
 
 _INSTALL = "install what writes and runs ONNX: `pip install -r requirements-export.txt`"
 _USAGE = """\
@@ -34,12 +37,12 @@ def export(
     weights: Path,
     destination: Path,
     *,
-    opset: Optional[int] = None,
-    size: Optional[int] = None,
+    opset: int | None = None,
+    size: int | None = None,
     keep_norms: bool = False,
     outputs: Sequence[str] = ("logits",),
     in_graph: bool = False,
-    rec: Optional[Path] = None,
+    rec: Path | None = None,
     images: int = 500,
     calibration: str = "naive",
 ) -> list[str]:
@@ -58,30 +61,31 @@ def export(
     where it is not proven.
     """
     _need_onnx()
-    from gluon_resnet.onnx_export.check import TOLERANCE
     from gluon_resnet.onnx_export.check import check as prove
     from gluon_resnet.onnx_export.exported import exported
     from gluon_resnet.onnx_export.writer import OPSETS
 
     net, opset = _net(model), OPSETS[-1] if opset is None else opset
-    form = {"opset": opset, "size": size, "outputs": tuple(outputs)}
+    form: dict[str, Any] = {"opset": opset, "size": size, "outputs": tuple(outputs)}
     told: dict[str, Any] = {"keep_norms": keep_norms, "pixels": in_graph}
-    reference: Optional[Reference] = None
+    reference: Reference | None = None
     if rec is None:
         written = exported(net, **form, keep_norms=keep_norms)
-        reference, optimised, lines = _reference(model, outputs), TOLERANCE, []
+        reference, lines = _reference(model, outputs), []
     elif keep_norms:
         raise InputError("int8 has no norms to keep; leave out --keep-norms")
     else:
         made = _int8(model, rec, images, calibration, form)
-        written, optimised, lines = made.model, made.optimised, made.lines
+        written, lines = made.model, made.lines
+        # What was measured, was measured of the float weights.
+        model = replace(model, card=replace(model.card, metrics={}))
         told["int8"] = made.told
     if in_graph:
         written, line, reference = _with_pixels(model, written, reference, opset)
         lines.append(line)
     _describe(model, weights, written, form | told)
     with _named(model, weights, destination, written) as part:
-        proof = prove(part, reference, name=destination, optimised=optimised)
+        proof = prove(part, reference, name=destination)
     return [f"{model.name}: {proof}", *lines]
 
 
@@ -112,30 +116,61 @@ def export_zoo_archive(model: Classifier, weights: Path, folder: Path) -> list[P
 
 def check(
     path: Path,
-    model: Optional[str] = None,
-    weights: Optional[Path] = None,
+    model: str | None = None,
+    weights: Path | None = None,
     *,
     accept_licence: bool = False,
-) -> Proof:
-    """Prove an ONNX file, whoever made it.
+) -> list[str]:
+    """Prove an ONNX file, whoever made it, and return lines on what was found.
 
     model, weights: what its answers are compared with, as `init_model` takes them.
-    Without a model they are compared with nothing but each other. Raises InputError
-    where the file is not proven.
+    Without both it is compared with the published weights that it was made from, if it
+    tells which and they are on this machine. Raises InputError where the file is not
+    proven, and where it is int8, which is not as near to a network.
     """
     _need_onnx()
-    from gluon_resnet.onnx_export.check import check as prove
+    from onnx import TensorProto
 
+    from gluon_resnet.onnx_export.check import check as prove
+    from gluon_resnet.onnx_export.check import is_quantized, well_formed
+    from gluon_resnet.onnx_export.metadata import published_source
+
+    file = well_formed(path)
+    name = model
     if model is None and weights is None:
-        return prove(path)
-    loaded = load_model(_options(model, weights, accept_licence))
-    return prove(path, _reference(loaded, ["logits"]))
+        name = None if is_quantized(file) else published_source(file)
+        if name is None:
+            return [str(prove(path)), "there is nothing to compare its answers with"]
+    elif is_quantized(file):
+        raise InputError(
+            f"{path} is quantized and answers about as its network only; leave out "
+            "--model and --weights, and measure its accuracy"
+        )
+    loaded = load_model(_options(name, weights, accept_licence))
+    reference = _reference(loaded, _outputs(path, file, _net(loaded)))
+    if file.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8:
+        (opset,) = (entry.version for entry in file.opset_import if not entry.domain)
+        reference = _of_pixels(reference, _preparation(loaded, opset))
+    return [str(prove(path, reference)), f"compared with {loaded.name}"]
+
+
+def _outputs(path: Path, file: onnx.ModelProto, net: HybridBlock) -> list[str]:
+    """Return which outputs of a network those of a file are."""
+    from gluon_resnet.onnx_export.outputs import LOGITS, available_outputs
+
+    names = [output.name for output in file.graph.output]
+    if set(names) <= set(available_outputs(net)):
+        return names
+    if len(names) == 1:  # as others call it
+        return [LOGITS]
+    raise InputError(
+        f"{path} has the outputs {', '.join(names)}; what can be compared is one of "
+        f"logits, or those of {', '.join(available_outputs(net))}"
+    )
 
 
 class _Int8(NamedTuple):
     model: onnx.ModelProto
-    optimised: float
-    """What ONNX Runtime's optimisations may change."""
     lines: list[str]
     told: dict[str, Any]
     """For the file's metadata."""
@@ -145,56 +180,63 @@ def _int8(
     model: Classifier, rec: Path, images: int, calibration: str, form: dict[str, Any]
 ) -> _Int8:
     from gluon_resnet.inference.calibration import calibration_batches
-    from gluon_resnet.onnx_export.int8 import OPTIMISED, agreement, exported_int8
+    from gluon_resnet.onnx_export.int8 import agreement, exported_int8
     from gluon_resnet.progress import progress
 
     batches = calibration_batches(model.protocol, rec, images)
     title = f"calibrating {model.name}"
     written, floats = exported_int8(
-        model.net,
+        _net(model),
         lambda: (batch for batch, _ in progress(title, batches, unit="batches")),
         calibration=calibration,
         **form,
     )
-    same, count = agreement(model.net, written, (batch for batch, _ in batches))
+    same, count = agreement(_net(model), written, (batch for batch, _ in batches))
     lines = [
         f"int8: the same class as float on {same} of {count} images of {rec}",
         *(f"float: {name} ({reason})" for name, reason in floats.items()),
     ]
     told = {"calibration": calibration, "images": count, "float": floats}
-    return _Int8(written, OPTIMISED, lines, told)
+    return _Int8(written, lines, told)
 
 
 def _with_pixels(
     model: Classifier,
     written: onnx.ModelProto,
-    reference: Optional[Reference],
+    reference: Reference | None,
     opset: int,
-) -> tuple[onnx.ModelProto, str, Optional[Reference]]:
+) -> tuple[onnx.ModelProto, str, Reference | None]:
     """Return a model that prepares its images, how well, and what it should answer.
 
     That is what the network answers to the pixels of the graph, not of `preprocess`.
     """
-    from gluon_resnet.models.traced import IMAGES
-    from gluon_resnet.onnx_export.check import runner
-    from gluon_resnet.onnx_export.pixels import (
-        check_pixels,
-        distance,
-        pixels_alone,
-        with_pixels,
-    )
+    from gluon_resnet.onnx_export.pixels import check_pixels, distance, with_pixels
 
     protocol = model.protocol
-    check_pixels(opset, protocol, model.net.stem.conv1.weight.shape[1])
-    prepare = runner(pixels_alone(protocol, opset), IMAGES)
+    check_pixels(opset, _net(model).stem.conv1.weight.shape[1])
+    prepare = _preparation(model, opset)
     largest, mean = distance(prepare, protocol)
     line = (
         f"pixels in the graph ({protocol.library}, {protocol.interpolation}, "
         f"{protocol.resize}): at most {largest:.0f} of 255 from preprocess, on average "
         f"{mean:.4f}"
     )
-    composed = None if reference is None else lambda image: reference(prepare(image))
+    composed = None if reference is None else _of_pixels(reference, prepare)
     return with_pixels(written, protocol), line, composed
+
+
+def _preparation(model: Classifier, opset: int) -> Callable[[np.ndarray], np.ndarray]:
+    from gluon_resnet.models.traced import IMAGES
+    from gluon_resnet.onnx_export.check import runner
+    from gluon_resnet.onnx_export.pixels import pixels_alone
+
+    return runner(pixels_alone(model.protocol, opset), IMAGES)
+
+
+def _of_pixels(
+    reference: Reference, prepare: Callable[[np.ndarray], np.ndarray]
+) -> Reference:
+    return lambda image: reference(prepare(image))
 
 
 def _describe(
@@ -219,7 +261,7 @@ def _named(
         write_beside(destination, model.card, weights, written=part)
 
 
-def _net(model: Classifier) -> Any:
+def _net(model: Classifier) -> HybridBlock:
     from gluon_resnet.inference.int8 import Int8Model
 
     if isinstance(model.net, Int8Model):
@@ -287,7 +329,7 @@ def parser() -> command.Parser:
     add(
         "--outputs",
         type=lambda text: text.split(","),
-        default=["logits"],
+        default="logits",
         metavar="NAME,...",
         help="logits, probabilities, features, stage1 to stage4, cam",
     )
@@ -320,7 +362,14 @@ def main(arguments: argparse.Namespace) -> None:
                 f"--check takes one file, and {arguments.words[0]} is one more; give "
                 "a network to compare with as --model"
             )
-        print(check(arguments.check, arguments.model, arguments.weights))
+        lines = check(
+            arguments.check,
+            arguments.model,
+            arguments.weights,
+            accept_licence=arguments.accept_licence,
+        )
+        for line in lines:
+            print(line)
     elif arguments.model is not None:
         raise InputError(
             f"--model {arguments.model} goes with --check; name the model to export "
@@ -392,7 +441,7 @@ def _export_archives(arguments: argparse.Namespace) -> None:
 
 
 def _options(
-    name: Optional[str], weights: Optional[Path], accept_licence: bool
+    name: str | None, weights: Path | None, accept_licence: bool
 ) -> argparse.Namespace:
     """Return the options by which `load_model` loads a model."""
     return argparse.Namespace(
@@ -400,7 +449,7 @@ def _options(
     )
 
 
-def _weights(model: Classifier, given: Optional[Path], accept_licence: bool) -> Path:
+def _weights(model: Classifier, given: Path | None, accept_licence: bool) -> Path:
     """Return the file that a model was loaded from."""
     from gluon_resnet.weights import checkpoint, fetch
 

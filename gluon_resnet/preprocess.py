@@ -159,7 +159,7 @@ def preprocess(
 ) -> np.ndarray:
     """Prepare one image for a net: float32 (3, size, size), normalised RGB.
 
-    image: what `read_image` takes, a PIL image or uint8 pixels in memory: RGB
+    image: what `read_image` takes, a PIL image or pixels in memory, 0 to 255: RGB
     (H, W, 3), grey (H, W), or one, three or four channels first or last, in an array of
     any library, MXNet's NDArray included (`decoding.arrays.rgb_pixels`).
     protocol: a `Protocol`, or its size, or none for its defaults.

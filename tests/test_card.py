@@ -200,6 +200,18 @@ def test_card_of_another_model_is_refused(weights):
     )
 
 
+def test_card_may_name_its_model_by_an_alias_but_not_an_unknown_one(weights):
+    write_card(weights, Card("resnet51", Protocol()))
+    with pytest.raises(
+        InputError, match=rf"^the card of {weights}: unknown model 'resn"
+    ):
+        init_model(None, weights)
+    net = create_model("resnest14d", num_classes=3)
+    path = save_weights(net, weights, card=Card("resnest14", Protocol()))
+    for name in (None, "resnest14d", "gluon_resnest14"):
+        assert init_model(name, path).card.model == "resnest14d"
+
+
 def test_model_must_be_named_where_nothing_tells_it(weights):
     with pytest.raises(InputError) as caught:
         init_model(None, weights)

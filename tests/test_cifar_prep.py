@@ -5,8 +5,6 @@ import hashlib
 import io
 import pickle
 import struct
-import subprocess
-import sys
 
 import killing
 import numpy as np
@@ -320,11 +318,10 @@ def test_killed_at_any_moment_the_next_run_makes_the_same_bytes(tmp_path):
         assert killing.files_below(target) == killing.files_below(whole), moment
 
 
-def test_command_says_in_one_line_what_is_wrong(tmp_path):
-    command = [sys.executable, "-m", "imagenet_prep.cifar"]
-    command += ["--archive", tmp_path / "a", "--target", tmp_path / "target"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stderr == (
+def test_command_says_in_one_line_what_is_wrong(run_command, tmp_path):
+    options = ["--archive", tmp_path / "a", "--target", tmp_path / "target"]
+    done = run_command(cifar, *options)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
         f"python -m imagenet_prep.cifar: {error_of(read, tmp_path / 'a')}\n"
     )

@@ -2,8 +2,6 @@
 """Counts: the spec pages to every printed digit, and timm's own exact counts."""
 
 import json
-import subprocess
-import sys
 
 import mxnet as mx
 import pytest
@@ -11,6 +9,7 @@ from mxnet.gluon.contrib.nn import SyncBatchNorm
 
 from gluon_resnet import complexity, create_model, model_spec
 from gluon_resnet.errors import InputError
+from gluon_resnet.models import __main__ as command
 from gluon_resnet.models.spec_pages import SPEC_PAGES
 from gluon_resnet.preprocess import Protocol
 from gluon_resnet.training.recipe import Recipe
@@ -106,10 +105,10 @@ def test_unknown_convention_is_named():
         complexity("resnet18", convention="flops")
 
 
-def test_command_prints_models_and_pages_as_json():
-    command = [sys.executable, "-m", "gluon_resnet.models", "resnet50_v1b", "--json"]
-    output = subprocess.run(command, check=True, capture_output=True, text=True)
-    model, *pages = map(json.loads, output.stdout.splitlines())
+def test_command_prints_models_and_pages_as_json(run_command):
+    done = run_command(command, "resnet50_v1b", "--json")
+    assert done.code == 0
+    model, *pages = map(json.loads, done.out.splitlines())
     assert model["params"] == 25_557_032
     assert {row["model"] for row in pages} == {"resnet50_v1b"}
     assert [row["row"] for row in pages if not row["same"]] == ["ResNet-50-mill"]

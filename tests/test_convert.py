@@ -2,8 +2,6 @@
 """`python -m gluon_resnet.convert` and the function behind it."""
 
 import hashlib
-import subprocess
-import sys
 from dataclasses import replace
 
 import mxnet as mx
@@ -21,6 +19,7 @@ from gluon_resnet import (
     load_weights,
     save_weights,
 )
+from gluon_resnet import convert as command
 from gluon_resnet.convert import convert
 from gluon_resnet.errors import InputError
 from gluon_resnet.weights.card import read_card
@@ -123,27 +122,28 @@ def test_classes_and_channels_are_those_of_the_file(tmp_path):
     assert report.loaded == len(arrays)
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "gluon_resnet.convert", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_the_verb_prints_the_path_and_what_it_read(source, tmp_path):
-    done = run(source[0], tmp_path / "net.safetensors", "--model", MODEL)
-    assert done.returncode == 0, done.stderr
-    path = done.stdout.strip()
+def test_the_verb_prints_the_path_and_what_it_read(source, run_command, tmp_path):
+    options = ["--model", MODEL]
+    done = run_command(command, source[0], tmp_path / "net.safetensors", *options)
+    assert done.code == 0, done.err
+    path = done.out.strip()
     assert load_file(path).keys() == source[1].keys()
-    assert done.stderr == (
+    assert done.err == (
         f"{len(source[1])} tensors of {source[0]} (pth, named as own) as float32, "
         "from float16\n"
     )
 
 
-def test_the_verbs_mistakes_are_one_line(source, tmp_path):
-    done = run(source[0], tmp_path / "net.onnx", "--model", MODEL)
-    assert done.returncode == 1
-    assert done.stderr == (
+def test_the_verbs_mistakes_are_one_line(source, run_command, tmp_path):
+    done = run_command(command, source[0], tmp_path / "net.onnx", "--model", MODEL)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
         "python -m gluon_resnet.convert: cannot write weights as net.onnx; end the "
         "name in .params or .safetensors\n"
     )
-    assert run(source[0]).returncode == 2
+    done = run_command(command, source[0])
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "python -m gluon_resnet.convert: the following arguments are required: DST; "
+        "see python -m gluon_resnet.convert --help\n"
+    )

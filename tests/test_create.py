@@ -12,6 +12,7 @@ from gluon_resnet import (
     create_model,
     inference_model,
     init_model,
+    load_weights,
     save_weights,
 )
 from gluon_resnet.errors import InputError
@@ -119,6 +120,29 @@ def test_text_is_a_path_where_there_is_the_file_or_it_ends_so(
         create_model(name, pretrained="lost.pth")
     with pytest.raises(InputError, match=rf"^unknown weights '{name}\.a9_in1k'"):
         create_model(name, pretrained="a9_in1k")
+
+
+def test_backbone_is_enough_where_no_stored_classifier_is_asked_for(tmp_path):
+    backbone = create_model("cifar_resnet20_v1", num_classes=0)
+    fill_gluon(backbone)
+    path = save_weights(backbone, tmp_path / "backbone.params")
+    expected = backbone(IMAGES).asnumpy()
+    again = create_model("cifar_resnet20_v1", num_classes=0, pretrained=path)
+    np.testing.assert_array_equal(again(IMAGES).asnumpy(), expected)
+    net = create_model("cifar_resnet20_v1", num_classes=7, pretrained=path)
+    np.testing.assert_allclose(
+        net.forward_features(IMAGES).asnumpy().mean((2, 3)), expected, rtol=1e-4
+    )
+    maps = create_model("cifar_resnet20_v1", features_only=True, pretrained=path)
+    assert len(maps(IMAGES)) == 4
+    for options in ({}, {"num_classes": None}):
+        with pytest.raises(InputError, match="has no classifier"):
+            create_model("cifar_resnet20_v1", pretrained=path, **options)
+    with pytest.raises(InputError, match="has no classifier"):
+        init_model("cifar_resnet20_v1", path)
+    whole = save_weights(create_model("cifar_resnet20_v1"), tmp_path / "whole.params")
+    with pytest.raises(InputError, match=r"unexpected: fc\.weight, fc\.bias; "):
+        load_weights(backbone, whole)
 
 
 def test_bundled_checkpoint_is_published_weights(monkeypatch):

@@ -2,8 +2,6 @@
 """CUB-200-2011's archive, a small one in the real layout, to record files."""
 
 import hashlib
-import subprocess
-import sys
 
 import killing
 import numpy as np
@@ -13,6 +11,7 @@ from small_archives import EVIL_MEMBERS, jpeg, tgz
 from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import read_image
+from imagenet_prep import cub
 from imagenet_prep.cub import prepare
 from imagenet_prep.encoding import Encoding
 
@@ -173,12 +172,11 @@ def test_killed_at_any_moment_the_next_run_makes_the_same_bytes(archive, tmp_pat
         assert killing.files_below(target) == whole, moment
 
 
-def test_missing_file_says_where_to_get_it(tmp_path):
-    command = [sys.executable, "-m", "imagenet_prep.cub"]
-    command += ["--archive", tmp_path / "a", "--target", tmp_path / "target"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stderr == (
+def test_missing_file_says_where_to_get_it(run_command, tmp_path):
+    options = ["--archive", tmp_path / "a", "--target", tmp_path / "target"]
+    done = run_command(cub, *options)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
         f"python -m imagenet_prep.cub: {tmp_path / 'a'} is not there: download "
         "CUB_200_2011.tgz from https://data.caltech.edu/records/65de6-vp158\n"
     )

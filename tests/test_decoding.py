@@ -476,6 +476,15 @@ def test_pixels_are_taken_from_arrays_of_any_kind():
         assert seen(image.tolist()) == expected
         assert seen(tuple(map(tuple, image.tolist()))) == expected
         assert seen(image[::-1, ::-1][::-1, ::-1]) == expected
+        assert seen(memoryview(image)) == expected
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "float16", "float32", "float64"])
+def test_whole_numbers_of_a_wider_type_are_pixels(dtype):
+    pixels = np.random.default_rng(5).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    for image in (pixels, pixels.transpose(2, 0, 1), 255 * (pixels > 99)):
+        assert seen(image.astype(dtype)) == seen(image.astype(np.uint8))
+        assert seen(mx.nd.array(image, dtype=dtype)) == seen(image.astype(np.uint8))
 
 
 def test_image_of_mxnet_is_taken_as_it_was_read(pixels, tmp_path):
@@ -516,8 +525,13 @@ RULE = (
     ("image", "kind"),
     [
         (np.zeros((8, 8, 3), np.float32), "float32 (8, 8, 3)"),
-        (np.zeros((8, 8, 3), np.uint16), "uint16 (8, 8, 3)"),
-        (np.zeros((8, 8, 3), np.int64), "int64 (8, 8, 3)"),
+        (np.full((8, 8, 3), 256, np.int64), "int64 (8, 8, 3)"),
+        (np.full((8, 8, 3), -1, np.int32), "int32 (8, 8, 3)"),
+        (np.full((8, 8, 3), 9, np.uint16), "uint16 (8, 8, 3)"),
+        (np.full((8, 8, 3), 9.5, np.float32), "float32 (8, 8, 3)"),
+        (np.full((8, 8, 3), 256.0), "float64 (8, 8, 3)"),
+        (np.full((8, 8, 3), np.nan), "float64 (8, 8, 3)"),
+        (np.ones((8, 8, 3), np.float32), "float32 (8, 8, 3)"),
         (np.zeros((8, 8, 3), bool), "bool (8, 8, 3)"),
         (np.zeros((8, 8, 3), object), "object (8, 8, 3)"),
         (np.zeros((8, 8, 2), np.uint8), "uint8 (8, 8, 2)"),

@@ -29,7 +29,10 @@ def package_name(line):
     return re.match(r"[\w-]+", line).group()
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["requirements.txt", "requirements-dev.txt", "requirements-export.txt"],
+)
 def test_every_requirement_is_pinned(name):
     for line in requirement_lines(name):
         assert PINNED.fullmatch(line)
@@ -189,6 +192,39 @@ def test_threads_of_one_core_are_counted_once(tmp_path):
     assert cpu.physical_cores({4, 3}, tmp_path) == 2
     # Where Linux does not say it, each is taken for a core.
     assert cpu.physical_cores({7, 8}, tmp_path) == 2
+
+
+def test_caches_are_bounded_unless_the_user_set_them():
+    environment = {}
+    _before_mxnet.bound_caches(environment)
+    assert environment == {"MXNET_MKLDNN_CACHE_NUM": "256"}
+    environment = {"MXNET_MKLDNN_CACHE_NUM": "-1"}
+    _before_mxnet.bound_caches(environment)
+    assert environment == {"MXNET_MKLDNN_CACHE_NUM": "-1"}
+
+
+@pytest.mark.slow
+def test_memory_with_ever_new_shapes_is_bounded():
+    program = """
+import random, resource, mxnet as mx, gluon_resnet
+net = gluon_resnet.create_model("cifar_resnet20_v1", num_classes=10)
+def mebibytes_after(shapes):
+    for _ in range(shapes):
+        height, width = random.randrange(32, 160), random.randrange(32, 160)
+        net(mx.nd.zeros((1, 3, height, width))).wait_to_read()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+random.seed(0)
+print(-mebibytes_after(40) + mebibytes_after(60))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=300,
+        env={k: v for k, v in os.environ.items() if k != "MXNET_MKLDNN_CACHE_NUM"},
+    )
+    assert float(run.stdout) < 80  # 150 without a bound
 
 
 def test_openmp_is_set_up_unless_the_user_did():

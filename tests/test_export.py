@@ -25,13 +25,14 @@ from gluon_resnet.models import model_spec
 from gluon_resnet.onnx_export.archive import zoo_model
 from gluon_resnet.onnx_export.check import check, runner
 from gluon_resnet.onnx_export.exported import exported
-from gluon_resnet.onnx_export.int8 import OPTIMISED, _weight_scale, exported_int8
+from gluon_resnet.onnx_export.int8 import _weight_scale, exported_int8
 from gluon_resnet.onnx_export.names import ZOO_PREFIXES
 from gluon_resnet.onnx_export.outputs import Answers, available_outputs
 from gluon_resnet.onnx_export.pixels import distance, pixels_alone
 from gluon_resnet.onnx_export.writer import OPSETS
 from gluon_resnet.preprocess import Protocol, preprocess, read_image
 from gluon_resnet.weights import load_weights
+from gluon_resnet.weights.card import read_card
 
 SMALL = ("cifar_resnet20_v1", "cifar_resnet20_v2", "resnet18_v1d", "resnet18_v2")
 NAME = bundled.NAME
@@ -195,7 +196,7 @@ def test_a_file_that_is_not_well_formed_is_told(small, tmp_path):
     model = exported(small)
     del model.graph.node[3]
     path = saved(tmp_path / "net.onnx", model)
-    with pytest.raises(InputError, match="is not well formed .*export it again"):
+    with pytest.raises(InputError, match=r"is not well formed .*export it again"):
         check(path)
 
 
@@ -254,18 +255,18 @@ def test_the_same_command_gives_the_same_bytes(tmp_path):
 
 def test_check_compares_with_the_model_that_is_named(tmp_path, capsys):
     path = tmp_path / "net.onnx"
-    command(NAME, path, "--opset", 7, "--size", 28)
+    command(NAME, "--opset", 7, path, "--size", 28)
     capsys.readouterr()
     command("--check", path, "--model", NAME)
     told = capsys.readouterr().out
     assert told.startswith(
         "opset 7, IR version 3, well formed; images 1x3x28x28, 3x3x28x28, 16x3x28x28: "
     )
-    assert told.endswith(", same top 5\n")
+    assert told.endswith(f", same top 5\ncompared with {NAME}\n")
     weights = tmp_path / "other.params"
     net = drawn("cifar_resnet20_v1")
     net.save_parameters(str(weights))
-    with pytest.raises(InputError, match="differs by .* of its range from that of"):
+    with pytest.raises(InputError, match=r"differs by .* of its range from that of"):
         command("--check", path, "--model", "cifar_resnet20_v1", "--weights", weights)
 
 
@@ -286,8 +287,10 @@ def test_check_compares_with_the_model_that_is_named(tmp_path, capsys):
         ),
         (
             [NAME, "net.onnx", "--outputs", "logits,stage4"],
-            "cifar_resnet20_v1 has no output 'stage4'; choose from logits, "
-            "probabilities, features, stage1, stage2, stage3, cam",
+            (
+                "cifar_resnet20_v1 has no output 'stage4'; choose from logits, "
+                "probabilities, features, stage1, stage2, stage3, cam"
+            ),
         ),
         (
             [NAME, "net.onnx", "--outputs", "cam,cam"],
@@ -296,18 +299,24 @@ def test_check_compares_with_the_model_that_is_named(tmp_path, capsys):
         ([NAME, "net.pb"], "cannot write net.pb; end the name in .onnx"),
         (
             [NAME],
-            "export takes a model and the file to write, not 1 words; as in `export "
-            "resnet50_v1 resnet50.onnx`",
+            (
+                "export takes a model and the file to write, not 1 words; as in "
+                "`export resnet50_v1 resnet50.onnx`"
+            ),
         ),
         (
             ["net.onnx", "--model", NAME],
-            f"--model {NAME} goes with --check; name the model to export before the "
-            "file to write",
+            (
+                f"--model {NAME} goes with --check; name the model to export before "
+                "the file to write"
+            ),
         ),
         (
             [NAME, "--check", "net.onnx"],
-            f"--check takes one file, and {NAME} is one more; give a network to "
-            "compare with as --model",
+            (
+                f"--check takes one file, and {NAME} is one more; give a network to "
+                "compare with as --model"
+            ),
         ),
         (["--zoo-archive"], "--zoo-archive needs a folder to write into; name it last"),
         (
@@ -418,6 +427,22 @@ def test_int8_is_about_as_accurate_as_float(calibration, tmp_path, capsys):
     assert right["int8"] >= right["float"] - 4  # of 500
 
 
+def test_an_int8_file_is_not_compared_with_its_network(tmp_path, capsys):
+    path, rec = tmp_path / "net.onnx", bundled.TRAIN_REC
+    command(NAME, path, "--precision", "int8", "--rec", rec, "--images", 20)
+    assert read_card(path).metrics == {}  # They were measured of the float weights.
+    command("--check", path)
+    assert capsys.readouterr().out.endswith(
+        "\nthere is nothing to compare its answers with\n"
+    )
+    with pytest.raises(InputError) as raised:
+        command("--check", path, "--model", NAME)
+    assert str(raised.value) == (
+        f"{path} is quantized and answers about as its network only; leave out "
+        "--model and --weights, and measure its accuracy"
+    )
+
+
 def test_split_attention_stays_float_and_is_listed_with_reasons(resnest, tmp_path):
     images = [draw_images((4, 3, 64, 64))]
     model, floats = exported_int8(resnest, lambda: images)
@@ -428,7 +453,7 @@ def test_split_attention_stays_float_and_is_listed_with_reasons(resnest, tmp_pat
         for stage in (1, 2, 3, 4)
         for number in (1, 2)
     }
-    assert check(saved(tmp_path / "net.onnx", model), optimised=OPTIMISED)
+    assert check(saved(tmp_path / "net.onnx", model))
 
 
 def test_a_channel_of_tiny_weights_keeps_its_bias():
@@ -471,8 +496,10 @@ def test_a_file_with_pixels_answers_to_a_photograph_as_the_classifier(tmp_path, 
         assert probabilities.argmax() == expected["pred_label"]
         assert probabilities.max() == pytest.approx(expected["pred_score"], abs=0.01)
         assert cam.shape == (1, 10, 7, 7)
-    command("--check", path)
-    assert "images 64x64x3, 65x97x3: " in capsys.readouterr().out
+    command("--check", path)  # Its card tells the weights.
+    told = capsys.readouterr().out
+    assert "images 64x64x3, 65x97x3: " in told
+    assert told.endswith(f", same top 5\ncompared with {NAME}\n")
 
 
 @pytest.mark.parametrize(
@@ -480,13 +507,17 @@ def test_a_file_with_pixels_answers_to_a_photograph_as_the_classifier(tmp_path, 
     [
         (
             ["--pixels", "in-graph", "--opset", "17"],
-            "opset 17 has no Resize that antialiases; pixels in the graph need 18 to "
-            "21",
+            (
+                "opset 17 has no Resize that antialiases; pixels in the graph need 18 "
+                "to 21"
+            ),
         ),
         (
             ["--precision", "int8"],
-            "--precision int8 needs --rec, images to calibrate on, and --rec is for "
-            "int8 alone; give both or none",
+            (
+                "--precision int8 needs --rec, images to calibrate on, and --rec is "
+                "for int8 alone; give both or none"
+            ),
         ),
         (
             ["--precision", "int8", "--rec", bundled.TRAIN_REC, "--opset", "12"],

@@ -5,8 +5,6 @@ import gzip
 import hashlib
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from gluon_resnet import bundled
 from gluon_resnet.data.records import RecordFile
 from gluon_resnet.errors import InputError
 from gluon_resnet.preprocess import read_image
+from imagenet_prep import fashion_mnist
 from imagenet_prep import make_sample as sample
 from imagenet_prep.fashion_mnist import convert, read_idx, read_split
 from imagenet_prep.make_sample import first_of_each_class, make_sample
@@ -242,18 +241,15 @@ def test_bundled_sample_is_balanced_and_named_by_label():
     assert names[9] == "9-ankle_boot.png"
 
 
-@pytest.mark.parametrize("module", ["fashion_mnist", "make_sample"])
-def test_command_answers_a_missing_source_with_one_line(tmp_path, module):
-    folders = ["--source", str(tmp_path), "--target", str(tmp_path / "target")]
-    result = subprocess.run(
-        [sys.executable, "-m", f"imagenet_prep.{module}", *folders],
-        capture_output=True,
-        text=True,
-        check=False,
+@pytest.mark.parametrize(
+    "module", [fashion_mnist, sample], ids=["fashion_mnist", "make_sample"]
+)
+def test_command_answers_a_missing_source_with_one_line(run_command, tmp_path, module):
+    folders = ["--source", tmp_path, "--target", tmp_path / "target"]
+    done = run_command(module, *folders)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(
+        f"python -m {module.__name__}: {tmp_path} holds neither train-images-idx3"
     )
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith(
-        f"python -m imagenet_prep.{module}: {tmp_path} holds neither train-images-idx3"
-    )
-    assert result.stderr.count("\n") == 1
+    assert done.err.count("\n") == 1
     assert not (tmp_path / "target").exists()

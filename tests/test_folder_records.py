@@ -2,8 +2,6 @@
 """A folder of class folders to a record file, and what of an image goes into it."""
 
 import os
-import subprocess
-import sys
 from collections import Counter
 
 import cv2
@@ -464,42 +462,38 @@ def test_png_holds_the_pixels(shape):
     )
 
 
-def run(*options):
-    """The folder command, in-process."""
-    folder.main(folder.parser().parse_args([*map(str, options)]))
-
-
-def test_command_writes_the_files_and_then_leaves_them(source, tmp_path, capsys):
+def test_command_writes_the_files_and_then_leaves_them(source, run_command, tmp_path):
     target = tmp_path / "records"
-    command = ["--workers", 2, "--source", source, "--target", target, "--resize", 16]
-    run(*command)
-    assert capsys.readouterr().out == f"{target / 'photos.rec'}\n"
-    run(*command)
-    told = capsys.readouterr()
-    assert (told.out, told.err) == ("", f"{target} held the rest already\n")
+    options = ["--workers", 2, "--source", source, "--target", target, "--resize", 16]
+    done = run_command(folder, *options)
+    assert (done.code, done.out) == (0, f"{target / 'photos.rec'}\n")
+    done = run_command(folder, *options)
+    assert (done.code, done.out) == (0, "")
+    assert done.err == f"{target} held the rest already\n"
 
 
-def test_command_splits(source, tmp_path, capsys):
+def test_command_splits(source, run_command, tmp_path):
     target = tmp_path / "records"
-    command = ["--source", source, "--target", target, "--split", 0.3, "--seed", 5]
-    run(*command)
-    assert capsys.readouterr().out == f"{target}/train.rec\n{target}/val.rec\n"
+    options = ["--source", source, "--target", target, "--split", 0.3, "--seed", 5]
+    done = run_command(folder, *options)
+    assert (done.code, done.out) == (0, f"{target}/train.rec\n{target}/val.rec\n")
     convert_split(source, tmp_path / "same", 0.3, seed=5)
     assert killing.files_below(target) == killing.files_below(tmp_path / "same")
-    assert error_of(run, *command, "--name", "a") == (
-        "name a is that of one record file; with --split there are two, train and val: "
-        "leave one of the options out"
+    done = run_command(folder, *options, "--name", "a")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
+        "python -m imagenet_prep.folder: name a is that of one record file; with "
+        "--split there are two, train and val: leave one of the options out\n"
     )
 
 
-def test_command_names_a_bad_image(source, tmp_path):
+def test_command_names_a_bad_image(source, run_command, tmp_path):
     bad = source / "cat" / "bad.jpg"
     bad.write_bytes(b"no image")
-    command = [sys.executable, "-m", "imagenet_prep.folder", "--verify"]
-    command += ["--source", source, "--target", tmp_path / "records"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stderr == (
+    options = ["--verify", "--source", source, "--target", tmp_path / "records"]
+    done = run_command(folder, *options)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
         f"python -m imagenet_prep.folder: {bad}: not an image; give one of these "
         "formats: BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP\n"
     )

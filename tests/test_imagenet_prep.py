@@ -494,20 +494,11 @@ def test_verified_archive_is_not_read_again_after_a_kill(
     prepare(**arguments)
 
 
-COMMAND = [sys.executable, "-m", "imagenet_prep.imagenet"]
-
-
-def run_command(*arguments):
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True
-    )
-
-
-def test_command_says_in_one_line_what_is_wrong(official, tmp_path):
-    result = run_command("--download-dir", official, "--target", tmp_path / "target")
-    assert result.returncode == 1
-    assert result.stdout == ""
-    (error,) = result.stderr.splitlines()
+def test_command_says_in_one_line_what_is_wrong(official, run_command, tmp_path):
+    options = ["--download-dir", official, "--target", tmp_path / "target"]
+    done = run_command(imagenet, *options)
+    assert (done.code, done.out) == (1, "")
+    (error,) = done.err.splitlines()
     assert error == (
         "python -m imagenet_prep.imagenet: "
         f"{official / TRAIN_ARCHIVE} has the SHA1 "
@@ -516,8 +507,13 @@ def test_command_says_in_one_line_what_is_wrong(official, tmp_path):
     )
 
 
-def test_command_refuses_wrong_usage():
-    assert run_command("--target", "x").returncode == 2
+def test_command_refuses_wrong_usage(run_command):
+    done = run_command(imagenet, "--target", "x")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        "python -m imagenet_prep.imagenet: the following arguments are required: "
+        "--download-dir; see python -m imagenet_prep.imagenet --help\n"
+    )
 
 
 PROGRAM = """

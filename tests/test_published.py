@@ -487,6 +487,12 @@ def test_row_is_found_by_its_file(row, tmp_path):
         assert by == "its name"
 
 
+def test_file_in_the_hubs_cache_is_known_by_its_folder(tmp_path):
+    folder = tmp_path / "hub/models--timm--resnest50d.in1k/snapshots/1f5a"
+    row, by = row_of_file(folder / "model.safetensors")
+    assert (row.name, by) == ("resnest50d.in1k", "its folder")
+
+
 def test_file_is_known_by_its_checksum_and_no_other_is(tmp_path, monkeypatch):
     (tmp_path / "any.params").write_bytes(b"published")
     assert row_of_file(tmp_path / "any.params") is None

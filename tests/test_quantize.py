@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """int8 models: the graph they are made of, their accuracy, their file, the verb."""
 
-import subprocess
-import sys
 import zipfile
 from collections import Counter
 from dataclasses import replace
@@ -13,6 +11,7 @@ import pytest
 from draw import draw_images, fill_gluon
 
 from gluon_resnet import bundled, create_model
+from gluon_resnet import quantize as command
 from gluon_resnet.classifier import Classifier, init_model
 from gluon_resnet.data.loader import validation_batches
 from gluon_resnet.data.records import RecordFile
@@ -365,17 +364,14 @@ def test_what_int8_needs_is_told():
     )
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "gluon_resnet.quantize", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_the_verb_writes_a_file_and_tells_what_stays_fp32(images, tmp_path):
+def test_the_verb_writes_a_file_and_tells_what_stays_fp32(
+    images, run_command, tmp_path
+):
     options = ["--model", bundled.NAME, "--rec", bundled.TRAIN_REC, "--images", 8]
     path = tmp_path / "net.int8"
-    done = run(path, *options, "--exclude", "fc")
-    assert (done.returncode, done.stdout) == (0, f"{path}\n")
-    assert done.stderr == (
+    done = run_command(command, path, *options, "--exclude", "fc")
+    assert (done.code, done.out) == (0, f"{path}\n")
+    assert done.err == (
         "cifar_resnet20_v1, calibrated on 8 images (naive)\n"
         "fp32: fc (excluded by the user)\n"
     )
@@ -383,11 +379,11 @@ def test_the_verb_writes_a_file_and_tells_what_stays_fp32(images, tmp_path):
     assert answers(net, images).shape == (100, 10)
 
 
-def test_the_verbs_mistakes_are_one_line(tmp_path):
+def test_the_verbs_mistakes_are_one_line(run_command, tmp_path):
     options = ["--model", bundled.NAME, "--rec", tmp_path / "none.rec"]
-    done = run(tmp_path / "net.int8", *options)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
+    done = run_command(command, tmp_path / "net.int8", *options)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
         f"python -m gluon_resnet.quantize: {tmp_path / 'none.rec'} is not there; a "
         "record file is a .rec with its .idx beside it: give the path of the .rec\n"
     )

@@ -351,6 +351,56 @@ def external(location, *more):
     )[len(field(1, 0) + field(1, 4)) :]
 
 
+def write_in_parts(folder, tensors):
+    """Write each tensor to a file of its own, and return the path of their index."""
+    parts = {}
+    for number, (key, value) in enumerate(tensors.items(), 1):
+        parts[key] = f"model-{number:05}-of-{len(tensors):05}.safetensors"
+        save_file({key: value}, folder / parts[key])
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": parts}))
+    return index
+
+
+def test_parts_are_read_by_their_index(tmp_path):
+    index = write_in_parts(tmp_path, {"a": COUNT, "b": COUNT[0]})
+    assert read_tensors(index)[0] == "safetensors"
+    assert_equal(read_tensors(index)[1], {"a": COUNT, "b": COUNT[0]})
+
+
+def test_part_that_is_missing_is_named(tmp_path):
+    index = write_in_parts(tmp_path, {"a": COUNT, "b": COUNT[0]})
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(InputError) as failure:
+        read_tensors(index)
+    assert str(failure.value) == (
+        f"{index}: its part model-00002-of-00002.safetensors is not beside it; fetch "
+        "that, too"
+    )
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"weight_map": {}}', '{"weight_map": {"a": 3}}', '{"a"']
+)
+def test_json_that_is_no_index_is_not_called_damage(content, tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(content)
+    with pytest.raises(InputError) as failure:
+        read_tensors(path)
+    assert str(failure.value) == (
+        f"{path}: it is JSON, but no index of weights in parts; give a weights file"
+    )
+
+
+def test_part_outside_the_folder_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text('{"weight_map": {"a": "../secret"}}')
+    with pytest.raises(
+        InputError, match=r"\.\./secret, which is not in its own folder"
+    ):
+        read_tensors(path)
+
+
 def test_onnx_weights_in_a_file_beside_it_are_read(tmp_path):
     (tmp_path / "theirs.onnx.data").write_bytes(bytes(8) + COUNT.tobytes())
     place = (b"offset", b"8"), (b"length", b"48")
@@ -668,7 +718,9 @@ def test_many_offenders_are_counted(tmp_path):
     tensors = named("torchvision", net, drawn(net))
     tensors.update({f"extra{i}": COUNT for i in range(30)})
     save_file(tensors, tmp_path / "theirs")
-    with pytest.raises(InputError, match=r"extra0, .* and 20 more; check the model"):
+    with pytest.raises(
+        InputError, match=r"extra0, .* and 20 more; all that this network"
+    ):
         load_weights(net, tmp_path / "theirs")
 
 
@@ -683,6 +735,84 @@ def test_two_sets_of_weights_in_a_file_are_refused(tmp_path):
     save_file({"fc.bias": COUNT[0], "module.fc.bias": COUNT[1]}, tmp_path / "theirs")
     with pytest.raises(InputError, match=r"holds fc\.bias more than once"):
         load_weights(tiny(), tmp_path / "theirs")
+
+
+def under(prefix, tensors):
+    return {prefix + key: value for key, value in tensors.items()}
+
+
+@pytest.mark.parametrize("average", ["model_ema.module.", "averaged.", "swa_model."])
+def test_average_goes_before_the_last_step(average, tmp_path):
+    net = tiny()
+    tensors = drawn(net)
+    keyed = named("torchvision", net, tensors)
+    last = {key: 2 * value for key, value in keyed.items()}
+    save_file({**under("model.", last), **under(average, keyed)}, tmp_path / "theirs")
+    load_weights(net, tmp_path / "theirs")
+    assert_equal(values(net), tensors)
+
+
+def test_two_whole_sets_are_refused_where_none_is_an_average(tmp_path):
+    net = tiny()
+    keyed = named("torchvision", net, drawn(net))
+    path = tmp_path / "theirs"
+    save_file({**under("student.", keyed), **under("teacher.", keyed)}, path)
+    with pytest.raises(InputError) as failure:
+        load_weights(net, path)
+    assert str(failure.value) == (
+        f"{path} holds two sets of weights, whose keys begin with 'student.' and "
+        "'teacher.'; keep one set"
+    )
+
+
+def test_what_stands_beside_the_network_is_left_out_and_told(tmp_path, caplog):
+    net = tiny()
+    tensors = drawn(net)
+    keyed = under("model.", named("torchvision", net, tensors))
+    save_file({**keyed, "criterion.weight": COUNT[0]}, tmp_path / "theirs")
+    assert load_weights(net, tmp_path / "theirs").unexpected == ()
+    assert_equal(values(net), tensors)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warning == (
+        f"{tmp_path / 'theirs'}: left out what is not under model.: criterion.weight"
+    )
+
+
+REASONS = {
+    "auxiliary head": (
+        {"aux__weight": COUNT},
+        (
+            " does not fit resnet18_v1b, read as torchvision: unexpected: aux.weight; "
+            "all that this network needs is there: name a deeper network, or save the "
+            "file without the rest"
+        ),
+    ),
+    "no bias": (
+        {"fc__bias": None},
+        (
+            " does not fit resnet18_v1b, read as torchvision: missing: fc.bias; its "
+            "classifier has no bias: add one of zeros to the file"
+        ),
+    ),
+    "two dense layers": (
+        {"fc__weight": None, "fc__0__weight": COUNT, "fc__3__weight": COUNT},
+        (
+            " has no classifier (fc.weight), read as torchvision, but fc.0.weight, "
+            "fc.3.weight; check the model's name, and give a file of a whole net with "
+            "one such layer"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), REASONS.values(), ids=REASONS)
+def test_reason_why_a_file_does_not_fit_is_the_true_one(changes, message, tmp_path):
+    net = tiny()
+    tensors = spoiled(named("torchvision", net, drawn(net)), **changes)
+    save_file(tensors, tmp_path / "theirs")
+    with pytest.raises(InputError) as failure:
+        load.net_of(net.spec, tmp_path / "theirs")
+    assert str(failure.value) == f"{tmp_path / 'theirs'}{message}"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -7,7 +7,8 @@ values and loaded, and the logits are compared with another implementation's:
 
 - .params: GluonCV's own network writes the file and answers. The checkpoint that comes
   with the package is there itself: GluonCV's network answers with its weights.
-- .onnx: MXNet's exporter writes its model_zoo network; ONNX Runtime answers.
+- .onnx: MXNet's model_zoo network, written in the Model Zoo's form by this package's
+  exporter and under Gluon's own names; ONNX Runtime answers.
 - .pth and .safetensors: timm's answers to the same values are kept in the repository,
   and so are digests of its keys, shapes and dtypes. OpenMMLab's keys are made from
   timm's by the table of differences below.
@@ -31,6 +32,7 @@ import numpy as np
 from mxnet.gluon import HybridBlock
 
 from gluon_resnet.errors import InputError
+from gluon_resnet.graph import Graph, Node
 from gluon_resnet.models import extract_feat, model_spec
 from gluon_resnet.models.resnet import empty_resnet, resnet
 from gluon_resnet.weights import layouts
@@ -42,17 +44,6 @@ _GOLDEN = Path(__file__).parent / "golden"
 # Both sides sum in float32 in orders of their own; a wrong layer is far outside.
 _TOLERANCE = 1e-4
 _COUNTER = "num_batches_tracked"  # of torch's BN, a whole number
-# By these counters the ONNX Model Zoo's files differ from a fresh export.
-_ZOO_PREFIXES = {
-    **{
-        f"resnet{d}_v1": f"resnetv1{n}_"
-        for d, n in zip((18, 34, 50, 101, 152), "56789")
-    },
-    **{
-        f"resnet{d}_v2": f"resnetv2{n}_"
-        for d, n in zip((18, 34, 50, 101, 152), "23457")
-    },
-}
 # OpenMMLab's deep stem is a list of modules with a conv and a bn each.
 _OPENMMLAB_STEM = {
     "conv1.0.": "stem.0.conv.",
@@ -193,29 +184,43 @@ def _draw(theirs: HybridBlock, images: mx.nd.NDArray) -> None:
 
 
 def _against_onnxruntime(row: Checkpoint, folder: Path) -> tuple[str, float]:
-    import onnx  # noqa: F401  (which MXNet's exporter imports)
     import onnxruntime
     from mxnet.gluon.model_zoo import vision
 
-    theirs = vision.get_model(row.model, prefix=_ZOO_PREFIXES[row.model])
-    theirs.hybridize()
+    from gluon_resnet.onnx_export.archive import OPSET
+    from gluon_resnet.onnx_export.names import ZOO_PREFIXES
+    from gluon_resnet.onnx_export.writer import onnx_model
+
+    theirs = vision.get_model(row.model, prefix=ZOO_PREFIXES[row.model])
     images, path = _images(row), folder / "theirs.onnx"
     _draw(theirs, mx.nd.array(images))
-    theirs(mx.nd.array(images))
-    theirs.export(str(folder / "theirs"))
-    mx.onnx.export_model(
-        str(folder / "theirs-symbol.json"),
-        str(folder / "theirs-0000.params"),
-        [images.shape],
-        [np.float32],
-        str(path),
+    graph = Graph.of(theirs(mx.sym.var("data")))
+    parameters = theirs.collect_params().items()
+    model = onnx_model(
+        graph,
+        {name: parameter.data().asnumpy() for name, parameter in parameters},
+        opset=OPSET,
+        images=("N", 3, *images.shape[2:]),
+        outputs={graph.end.input().name: ("N", row.num_classes)},
+        names=_GluonNames(),
     )
+    path.write_bytes(model.SerializeToString())
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; each weight that is an input is a warning
     session = onnxruntime.InferenceSession(str(path), options)
     (answer,) = session.run(None, {"data": images})
     found = _loaded(row, path)(mx.nd.array(images)).asnumpy()
     return f"ONNX Runtime {onnxruntime.__version__}", _error(found, answer)
+
+
+class _GluonNames:
+    """Names as Gluon gives them, which the Model Zoo's files have."""
+
+    def array(self, name: str) -> str:
+        return name
+
+    def node(self, node: Node) -> str:
+        return node.name
 
 
 def _against_timm(row: Checkpoint, folder: Path) -> tuple[str, float]:

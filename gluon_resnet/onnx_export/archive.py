@@ -77,8 +77,8 @@ def write_archive(net: HybridBlock, model: Path, destination: Path) -> list[Path
                 fileobj=zipped, mode="w", format=tarfile.USTAR_FORMAT
             ) as tar:
                 _add(tar, f"{name}/{name}.onnx", model.read_bytes())
-                for path, data in _samples(net):
-                    _add(tar, f"{name}/{path}", data)
+                for sample, data in _samples(net):
+                    _add(tar, f"{name}/{sample}", data)
         digests = {
             kind: hashlib.new(kind, part.read_bytes()).hexdigest()
             for kind in ("sha256", "md5")

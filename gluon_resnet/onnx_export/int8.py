@@ -32,9 +32,6 @@ from gluon_resnet.onnx_export.writer import OPSETS, onnx_model
 
 FIRST_OPSET = 13
 """The first that knows scales by channel."""
-OPTIMISED = 0.05
-"""What ONNX Runtime's integer kernels may change, of the range of an output: where
-they round at the border of two steps the other way than floats do."""
 LEAST_AGREEMENT = 0.8
 """Of images that must get the same class: far less than working int8 reaches."""
 _STEPS = 255  # of uint8; int8 weights have 127 on each side
@@ -224,14 +221,14 @@ def _put_pairs(
     nodes: list[onnx.NodeProto] = []
 
     def constant(name: str, array: np.ndarray) -> str:
-        arrays[name] = np.asarray(array)
+        arrays[name] = array
         return name
 
     def pair(value: str) -> None:
         scale, zero = scales[value]
         parameters = [
-            constant(f"{value}_scale", scale),
-            constant(f"{value}_zero_point", zero),
+            constant(f"{value}_scale", np.asarray(scale)),
+            constant(f"{value}_zero_point", np.asarray(zero)),
         ]
         steps, back = f"{value}_quantized", _back(value)
         nodes.append(

@@ -5,23 +5,26 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import mxnet as mx
 import onnx
 from onnx import helper
 
-from gluon_resnet import __version__
+from gluon_resnet import __version__, bundled
 from gluon_resnet.errors import InputError
 from gluon_resnet.files import replacing
 from gluon_resnet.weights.card import (
     CARD_KEY,
     Card,
     FileDigest,
+    card_from_text,
     card_to_text,
     digest_of,
     write_card,
 )
+from gluon_resnet.weights.download import cached_path
+from gluon_resnet.weights.published import published_file
 
 EXPORT_KEY = "gluon_resnet.export"
 """What the texts on the export itself are called in a file, beside those of the card:
@@ -46,6 +49,24 @@ def describe(
     told = json.dumps({**export, **versions}, indent=1, ensure_ascii=False)
     model.producer_version = __version__
     helper.set_model_props(model, {CARD_KEY: card_to_text(source), EXPORT_KEY: told})
+
+
+def published_source(model: onnx.ModelProto) -> Optional[str]:
+    """Return MODEL.TAG of the published weights that a model was made from.
+
+    None where its card tells no published file, or the file is not on this machine.
+    Raises InputError for a damaged card.
+    """
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    if CARD_KEY not in texts:
+        return None
+    told = card_from_text(texts[CARD_KEY], "the card in the file").weights
+    row = published_file(told.name) if told else None
+    if told is None or row is None:
+        return None
+    path = bundled.FOLDER / row.bundled if row.bundled else cached_path(row)
+    is_it = path.is_file() and digest_of(path).startswith(told.sha256)
+    return row.name if is_it else None
 
 
 def check_labels(path: Path, card: Card) -> None:

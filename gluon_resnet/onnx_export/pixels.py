@@ -25,7 +25,7 @@ _PREFIX = "pixels"
 _PHOTOGRAPHS = ((480, 640), (333, 250), (97, 301), (224, 224), (60, 50))
 
 
-def check_pixels(opset: int, protocol: Protocol, channels: int) -> None:
+def check_pixels(opset: int, channels: int) -> None:
     """Raise InputError where `with_pixels` has no form."""
     if opset < FIRST_OPSET:
         raise InputError(
@@ -87,7 +87,7 @@ def distance(
     Raises InputError where the largest is more than `FARTHEST`.
     """
     generator, distances = np.random.default_rng(0), []
-    deviation = np.reshape(protocol.std, (3, 1, 1)) * 255
+    deviation = np.array(protocol.std, np.float64)[:, None, None] * 255.0
     for height, width in _PHOTOGRAPHS:
         image = _drawn_photograph(generator, height, width)
         difference = prepare(image)[0] - preprocess(image, protocol)
@@ -108,8 +108,8 @@ def _drawn_photograph(
     """Draw smooth colours with some noise, uint8 (height, width, 3)."""
     coarse = generator.normal(0, 1, (height // 8 + 2, width // 8 + 2, 3))
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    noise = generator.normal(0, 8, smooth.shape)
-    return np.clip(128 + 50 * smooth + noise, 0, 255).astype(np.uint8)
+    noise = generator.normal(0, 8, (height, width, 3))
+    return np.clip(128 + np.multiply(50, smooth) + noise, 0, 255).astype(np.uint8)
 
 
 class _Steps:

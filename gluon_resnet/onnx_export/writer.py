@@ -149,18 +149,19 @@ class _Writer:
 
     def constant(self, name: str, values: Sequence[int]) -> str:
         """Add a list of whole numbers and return what it is called."""
-        self._initializer(name, np.array(values, np.int64))
+        return self.initializer(name, np.array(values, np.int64))
+
+    def initializer(self, name: str, array: np.ndarray) -> str:
+        """Add an array and return what it is called."""
+        array = np.ascontiguousarray(array)
+        self.initializers.append(numpy_helper.from_array(array, name))
         return name
 
     def _write_variable(self, node: Node) -> None:
         name = IMAGES if node.name == IMAGES else self.names.array(node.name)
         self.values[Value(node)] = name
         if node.name != IMAGES:
-            self._initializer(name, self.arrays[node.name])
-
-    def _initializer(self, name: str, array: np.ndarray) -> None:
-        array = np.ascontiguousarray(array)
-        self.initializers.append(numpy_helper.from_array(array, name))
+            self.initializer(name, self.arrays[node.name])
 
 
 def _convolution(writer: _Writer, node: Node) -> None:
@@ -218,11 +219,15 @@ def _pooling(writer: _Writer, node: Node) -> None:
 
 
 def _fully_connected(writer: _Writer, node: Node) -> None:
+    """Write a dense layer, and before it the flattening that MXNet's does itself."""
     inputs = writer.inputs(node)
+    if node.attributes.get("flatten", True) and node.input().op != "Flatten":
+        flat = f"{writer.names.node(node)}_input"
+        writer.add("Flatten", node, inputs[:1], [flat], flat, axis=1)
+        inputs[0] = flat
     if node.attributes.get("no_bias"):
         zeros = np.zeros(node.attributes["num_hidden"], np.float32)
-        writer._initializer(f"{inputs[1]}_no_bias", zeros)
-        inputs.append(f"{inputs[1]}_no_bias")
+        inputs.append(writer.initializer(f"{inputs[1]}_no_bias", zeros))
     writer.add("Gemm", node, inputs, alpha=1.0, beta=1.0, transA=0, transB=1)
 
 

@@ -259,7 +259,9 @@ def _read_index(path: Path, mapped: mmap.mmap) -> Content:
     if len(mapped) > _LARGEST_INDEX:
         raise InputError("it is no weights file: JSON, but too large for an index")
     try:
-        parts = json.loads(bytes(mapped))["weight_map"]
+        parts = dict(json.loads(bytes(mapped))["weight_map"])
+        if not parts or not all(isinstance(name, str) for name in parts.values()):
+            raise ValueError
     except (ValueError, KeyError, TypeError):
         raise InputError(
             "it is JSON, but no index of weights in parts; give a weights file"
@@ -270,6 +272,10 @@ def _read_index(path: Path, mapped: mmap.mmap) -> Content:
             raise InputError(
                 f"it names the part {shown(name)}, which is not in its own folder; "
                 "only files beside it are read"
+            )
+        if not path.with_name(name).is_file():
+            raise InputError(
+                f"its part {shown(name)} is not beside it; fetch that, too"
             )
         contents[name] = read_content(path.with_name(name))
     lost = sorted(key for key in parts if key not in contents[parts[key]].tensors)

@@ -35,6 +35,8 @@ _WRAPPERS = {
 }
 # GluonCV's export_block puts a layer with such constants in front of the network.
 _PREPROCESSING = re.compile(r"defaultpreprocess\d+_init_(mean|scale)$")
+# In the prefix of weights that are the average of many steps.
+_AVERAGE = re.compile("ema|averag|swa")
 # The epsilon of the BN layers of a layout, where it is not that of all others.
 _EPSILONS = {"mxnet_gallery": 2e-5}
 
@@ -74,6 +76,11 @@ class NamedWeights(NamedTuple):
     """The epsilon of BN layers by the name of their running variance, where known."""
 
     @property
+    def has_classifier(self) -> bool:
+        """Whether it is more than a backbone."""
+        return "fc.weight" in self.tensors
+
+    @property
     def num_classes(self) -> int:
         """Classes of the classifier. Raises InputError where there is none."""
         return len(self._tensor("fc.weight", "classifier", 2))
@@ -86,9 +93,11 @@ class NamedWeights(NamedTuple):
     def _tensor(self, name: str, what: str, rank: int) -> np.ndarray:
         tensor = self.tensors.get(name)
         if tensor is None or tensor.ndim != rank:
+            rest = f", but {_listed(self.unexpected)}" if self.unexpected else ""
             raise InputError(
                 f"{self.path} has no {what} ({self.keys[name]}), read as "
-                f"{self.layout}; check the model's name, and give a file of a whole net"
+                f"{self.layout}{rest}; check the model's name, and give a file of a "
+                "whole net with one such layer"
             )
         return tensor
 
@@ -147,7 +156,9 @@ class WeightsFile:
                 "is folded into the convolutions; export the whole model again"
             )
         rest = self.tensors.keys() - keys.values()
-        copies = _copies(layout, prefix, keys, self.tensors) if rest else set()
+        copies = _copies(self.path, prefix, keys, self.tensors) if rest else set()
+        if not lost:
+            copies |= _other_parts(self.path, prefix, rest - copies, keys)
         tensors = {n: self.tensors[key] for n, key in keys.items() if n not in lost}
         epsilons = {}
         for name, tensor in tensors.items():
@@ -225,6 +236,12 @@ def load_weights(
             wrong_shape.append(f"{shown(key)}: {tensor.shape}, {parameter.shape}")
         else:
             fitting[name] = tensor
+    # Such as a classifier, where `net` has none.
+    extra = (
+        key
+        for name, key in named.keys.items()
+        if name in named.tensors and name not in parameters
+    )
     dtypes = {dtype_name(value) for value in fitting.values()}
     report = LoadReport(
         file.path,
@@ -233,7 +250,7 @@ def load_weights(
         len(fitting),
         tuple(sorted(dtypes - {"float32"})),
         tuple(missing),
-        named.unexpected,
+        (*named.unexpected, *extra),
         tuple(wrong_shape),
     )
     _check(net, report, strict)
@@ -250,16 +267,24 @@ def load_weights(
 
 
 def net_of(
-    spec: ModelSpec, weights: Union[str, Path, WeightsFile], *, ctx: Contexts = None
+    spec: ModelSpec,
+    weights: Union[str, Path, WeightsFile],
+    *,
+    num_classes: Optional[int] = None,
+    ctx: Contexts = None,
 ) -> tuple[HybridBlock, LoadReport]:
     """Return the network of `spec` with a file's weights, classes and channels.
 
+    num_classes: how many there must be, 0 for a backbone; default as many as there are.
     It has no gradients. Raises InputError as `load_weights` does.
     """
     file = weights if isinstance(weights, WeightsFile) else read_weights(weights)
     named = file.named(spec)
     net = empty_resnet(
-        spec, num_classes=named.num_classes, in_channels=named.in_channels, ctx=ctx
+        spec,
+        num_classes=named.num_classes if num_classes is None else num_classes,
+        in_channels=named.in_channels,
+        ctx=ctx,
     )
     return net, load_weights(net, file)
 
@@ -341,8 +366,9 @@ def _recognised(spec: ModelSpec, keys: Iterable[str]) -> _Scheme:
         }
         for prefix in sorted({"", *prefixes}):
             found = sum(prefix + key in keys for key in names.values())
-            if (found, "ema" in prefix) > most:
-                best, most = _Scheme(layout, prefix, names), (found, "ema" in prefix)
+            rank = (found, _AVERAGE.search(prefix) is not None)
+            if rank > most:
+                best, most = _Scheme(layout, prefix, names), rank
         if most[0] == len(names) == len(keys):
             break  # the others cost time
     assert best is not None  # each network has our own layout
@@ -389,12 +415,12 @@ def _classifier_keys(
 
 
 def _copies(
-    layout: str,
-    prefix: str,
-    keys: Mapping[str, str],
-    tensors: Mapping[str, np.ndarray],
+    path: Path, prefix: str, keys: Mapping[str, str], tensors: Mapping[str, np.ndarray]
 ) -> set[str]:
-    """Return the keys of other whole sets of these weights, as training keeps them."""
+    """Return the keys of other whole sets of these weights, as training keeps them.
+
+    Raises InputError where nothing tells that the set behind `prefix` is to be taken.
+    """
     bare = [key[len(prefix) :] for key in keys.values() if key.startswith(prefix)]
     anchor = keys["stem.conv1.weight"][len(prefix) :]
     copies: set[str] = set()
@@ -403,9 +429,34 @@ def _copies(
         if key.endswith(anchor) and other != prefix:
             copy = {other + each for each in bare}
             if len(bare) == len(keys) and copy <= tensors.keys():
+                if not _AVERAGE.search(prefix):
+                    raise InputError(
+                        f"{path} holds two sets of weights, whose keys begin with "
+                        f"{shown(repr(prefix))} and {shown(repr(other))}; keep one set"
+                    )
                 log.info("a second set of weights, %s, is left out", shown(other))
                 copies |= copy
     return copies
+
+
+def _other_parts(
+    path: Path, prefix: str, rest: set[str], keys: Mapping[str, str]
+) -> set[str]:
+    """Return those keys of the rest that are of no network: they lack its prefix.
+
+    So the weights of a loss stand beside the network's in what Lightning saves.
+    """
+    anchor = keys["stem.conv1.weight"][len(prefix) :]
+    others = {key for key in rest if prefix and not key.startswith(prefix)}
+    if not others or any(key.endswith(anchor) for key in others):
+        return set()
+    log.warning(
+        "%s: left out what is not under %s: %s",
+        path,
+        shown(prefix),
+        _listed(sorted(others)),
+    )
+    return others
 
 
 def _check(net: HybridBlock, report: LoadReport, strict: bool) -> None:
@@ -434,6 +485,15 @@ def _remedy(report: LoadReport) -> str:
             "the gallery's ResNet-18 and -34 project the shortcut of stage 1, which no "
             "network of this package does"
         )
+    if report.unexpected and not (report.missing or report.wrong_shape):
+        return (
+            "all that this network needs is there: name a deeper network, or save the "
+            "file without the rest"
+        )
+    if not report.unexpected and [k.rpartition(".")[2] for k in report.missing] == [
+        "bias"
+    ]:
+        return "its classifier has no bias: add one of zeros to the file"
     return "check the model's name, its number of classes and its channels"
 
 

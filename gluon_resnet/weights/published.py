@@ -223,11 +223,16 @@ def names_weights(name: str) -> bool:
 def row_of_file(path: Path) -> Optional[tuple[Checkpoint, str]]:
     """Return the row whose file this is, and what tells it; None if none does.
 
-    It is told by the file's name, by the digits of the checksum at the end of its name,
-    or by its checksum.
+    It is told by the file's name, by its folder in the hub's cache, by the digits of
+    the checksum at the end of its name, or by its checksum.
     """
     if (row := published_file(path.name)) is not None:
         return row, "its name"
+    # The hub's library keeps its files in such a folder, all under the same name.
+    if match := re.search(r"/models--([^/]+)--([^/]+)/snapshots/", path.as_posix()):
+        hub = f"{match[1]}/{match[2]}"
+        if row := next((r for r in _table().values() if r.hub == hub), None):
+            return row, "its folder"
     by_digits = _by_digits()
     digits = re.search(r"-([0-9a-f]{8})$", path.stem)
     if digits and digits[1] in by_digits:

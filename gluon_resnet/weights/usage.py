@@ -94,7 +94,11 @@ def _listed(values: Sequence[float]) -> str:
 def _known_usage(file: WeightsFile) -> Optional[Usage]:
     card = read_card(file.path, file.content.metadata)
     if card is not None:
-        return Usage(model_spec(card.model).name, card)
+        try:
+            model = model_spec(card.model).name
+        except InputError as error:
+            raise InputError(f"the card of {file.path}: {error}") from None
+        return Usage(model, replace(card, model=model))
     if (found := row_of_file(file.path)) is None:
         return None
     row, by = found
