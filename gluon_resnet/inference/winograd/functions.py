@@ -150,7 +150,6 @@ def _write_input_transform(code: Code, variant: Variant) -> Function:
         v = scratch + a.v + number * a.v_row
         with f.loop(0, a.channels, lanes) as channel:
             mask = f.first_lanes(a.channels - channel) if variant.has_tails else None
-
             columns = []
             for j in range(n):
                 addresses = (pixels[i * n + j] + channel * size for i in range(n))
@@ -209,7 +208,6 @@ def _write_output_transform(code: Code, variant: Variant) -> Function:
             channel = panel * a.panel + offset
             mask = f.first_lanes(a.filters - channel) if variant.has_tails else None
             bias = f.load(a.bias + channel * _FLOAT, DType.F32, mask)
-
             columns = []
             for j in range(n):
                 addresses = (
@@ -267,23 +265,25 @@ def _find_pixels(
 
 # Products
 
-# The sums of 7 tiles and 4 registers of channels hide how long an addition takes, and
-# with those 4 of U fill AVX-512's 32 registers; of 6 tiles and 2, AVX2's 16.
-_MOST_ROWS = 7
+_MOST_ROWS = 8
+"""With one register of channels their sums hide how long an addition takes."""
 
 
 def most_vectors(instructions: Instructions) -> int:
-    """Return how many registers of channels a panel has at most."""
+    """Return how many registers of channels a panel has at most.
+
+    With the 4 of AVX-512 and 6 tiles 24 sums are in registers, for which in each turn
+    10 values are loaded; with the 2 of AVX2 12 sums, for 8 values.
+    """
     return instructions.registers // 8
 
 
 def rows_of(instructions: Instructions, vectors: int) -> int:
     """Return how many tiles a product of a panel's width takes at most.
 
-    Their sums stay in registers, beside those of U and, where no instruction both
-    spreads a value and multiplies by it, one with such a value.
+    Their sums stay in registers, beside those of U and a value of V.
     """
-    free = instructions.registers - vectors - (not instructions.loads_along)
+    free = instructions.registers - vectors - 1
     return min(free // vectors, _MOST_ROWS)
 
 

@@ -25,10 +25,10 @@ from gluon_resnet.inference.winograd.weights import (
 )
 
 _FLOAT = 4  # bytes
-# Values of V, and of M for each of its channels, in a block: 28 tiles of 36 points or
-# 63 of 16. Half and twice as many are as fast; with fewer, U is read more often, with
-# more, V and M leave the second level of the cache.
-_BLOCK_POINTS = 1008
+# Tiles of a block times points of a tile: 30 of 36, or 67 of 16. Half and twice as many
+# are as fast; with fewer, U is read more often, with more, V and M leave the second
+# level of the cache.
+_BLOCK_POINTS = 1080
 # A thread that has fewer tiles spends more on reading U than on products.
 _FEWEST_TILES = 24
 
@@ -144,7 +144,7 @@ class Call:
             bias=bias.address if bias else no_bias.ctypes.data,
             scratchpad=arguments[onednn.SCRATCHPAD].address,
         )
-        self._kept = (dict(arguments), no_bias, told)
+        self._kept = (dict(arguments), no_bias, products, told)
         self._execute = partial(run, c_void_p(addressof(told)))
 
     def __call__(self) -> None:

@@ -36,8 +36,6 @@ class Instructions:
     lanes: int
     """float32 values in a register."""
     registers: int
-    loads_along: bool
-    """Whether a multiplication can spread a value of memory over the lanes itself."""
     has_bf16: bool
     """Whether there are products of bfloat16 with sums in float32."""
     features: str
@@ -45,11 +43,9 @@ class Instructions:
 
 
 _AVX512_FEATURES = "+fma,+avx512f,+avx512bw,+avx512dq,+avx512vl"
-AVX2 = Instructions("avx2", 8, 16, False, False, "+fma,+avx2")
-AVX512 = Instructions("avx512", 16, 32, True, False, _AVX512_FEATURES)
-AVX512_BF16 = Instructions(
-    "avx512", 16, 32, True, True, f"{_AVX512_FEATURES},+avx512bf16"
-)
+AVX2 = Instructions("avx2", 8, 16, False, "+fma,+avx2")
+AVX512 = Instructions("avx512", 16, 32, False, _AVX512_FEATURES)
+AVX512_BF16 = Instructions("avx512", 16, 32, True, f"{_AVX512_FEATURES},+avx512bf16")
 
 
 class Integer:
