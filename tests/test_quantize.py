@@ -230,6 +230,20 @@ def test_drawn_nets_answer_much_as_in_fp32(name, quantized, request):
     assert 0 < distance < LARGEST_DISTANCE
 
 
+@pytest.mark.parametrize(
+    "quantized", ["half_quantized_resnet18_v2", "quantized_resnest14d"]
+)
+def test_int8_logits_do_not_depend_on_the_shapes_before(quantized, request):
+    quantized = request.getfixturevalue(quantized)
+    images = draw_images((1, 3, 32, 32))  # whose last maps are one pixel
+    form = quantized.form()
+    for shape in ((1, 3, 64, 64), (4, 3, 96, 64)):
+        answers(form, draw_images(shape))
+    np.testing.assert_array_equal(
+        answers(form, images), answers(quantized.form(), images)
+    )
+
+
 def test_excluded_layers_stay_fp32_and_are_told(model):
     quantized = quantize(
         model, bundled.TRAIN_REC, images=8, exclude=["stem.conv1", "stage3.*"]
