@@ -37,6 +37,23 @@ def commands():
                         yield page.relative_to(ROOT), words[2:]
 
 
+def test_first_command_prints_what_stands_below_it(run_command, monkeypatch):
+    from gluon_resnet import infer
+
+    text = PAGES[0].read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.endswith("--topk 1"))
+    words = shlex.split(line.rpartition("gluon_resnet.infer ")[2])
+    shown = re.search(
+        r"The first one prints:\n\n```\n(.*?)\.\.\.\n```", text, re.DOTALL
+    )
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("GLUON_RESNET_OFFLINE", "1")
+    done = run_command(infer, *words)
+    seconds = re.compile(r"\d+\.\d+ s")
+    assert done.code == 0
+    assert seconds.sub("", done.out).startswith(seconds.sub("", shown[1]))
+
+
 def test_readme_can_be_read_in_ten_minutes():
     assert (ROOT / "README.md").stat().st_size <= MAX_BYTES
 

@@ -110,6 +110,14 @@ class Recipe:
     has of these (precision.py)."""
     seed: int = 0
 
+    def __repr__(self) -> str:
+        return (
+            f"<Recipe {self.model}: {self.epochs} epochs of batches of "
+            f"{self.batch_size}, {self.optimizer} at {self.learning_rate:g}, "
+            f"{self.num_classes} classes, {self.protocol.size} pixels, "
+            f"{self.precision}>"
+        )
+
     def __post_init__(self) -> None:
         model_spec(self.model)
         for name, (holds, rule) in _RULES.items():

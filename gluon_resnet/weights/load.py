@@ -62,6 +62,18 @@ class LoadReport:
     wrong_shape: tuple[str, ...] = ()
     """`key: shape in the file, shape in the network` of each that differs."""
 
+    def __repr__(self) -> str:
+        counts = [
+            f"{len(keys)} {kind.replace('_', ' ')}"
+            for kind in ("missing", "unexpected", "wrong_shape")
+            if (keys := getattr(self, kind))
+        ]
+        return (
+            f"<LoadReport {self.path.name}: {self.loaded} tensors of {self.format}, "
+            f"named as {self.layout}; "
+            f"{', '.join(counts) or 'nothing left over or missing'}>"
+        )
+
 
 class NamedWeights(NamedTuple):
     """A file's tensors under the names of our parameters."""

@@ -94,6 +94,13 @@ class Checkpoint:
     sample_data: str = ""
     """URL of an archive of the file with inputs and the outputs to them."""
 
+    def __repr__(self) -> str:
+        top1 = "" if self.top1 is None else f"{self.top1:.2f} % top-1, "
+        return (
+            f"<Checkpoint {self.name}: {top1}{self.num_classes} classes, "
+            f"{self.protocol.size} pixels, {self.format}, {self.licence}>"
+        )
+
     @property
     def name(self) -> str:
         """MODEL.TAG, which names the row."""
