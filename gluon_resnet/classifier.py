@@ -3,7 +3,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Optional, Union
@@ -186,7 +186,7 @@ def inference_model(model: Classifier, img: ImageSource) -> dict:
     pred_scores (all probabilities, by label).
     Raises InputError where `img` is not an image that `preprocess` takes.
     """
-    images = preprocess(img, **asdict(model.protocol))[None]
+    images = preprocess(img, model.protocol)[None]
     ranked = postprocess(
         model(images)[0], len(model.class_names), class_names=model.class_names
     )

@@ -12,7 +12,6 @@ import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -167,7 +166,7 @@ def _prepared(model: Classifier, image: NamedImage) -> np.ndarray | InputError:
     from gluon_resnet.preprocess import preprocess
 
     try:
-        return preprocess(image.load(image.name), **asdict(model.protocol))
+        return preprocess(image.load(image.name), model.protocol)
     except InputError as error:
         return error
 

@@ -235,9 +235,9 @@ def test_array_answers_as_its_file_does(model):
 def test_next_images_are_read_while_the_network_works(model, monkeypatch):
     read, seen = [], []
 
-    def preprocess_and_tell(image, **fields):
+    def preprocess_and_tell(image, protocol):
         read.append(image)
-        return preprocess(image, **fields)
+        return preprocess(image, protocol)
 
     def slow(images):
         deadline = time.monotonic() + 5

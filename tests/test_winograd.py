@@ -4,9 +4,6 @@
 import ctypes
 import logging
 import mmap
-import os
-import subprocess
-import sys
 import threading
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -16,6 +13,7 @@ from types import SimpleNamespace
 import mxnet as mx
 import numpy as np
 import pytest
+from children import python
 from draw import draw_images, fill_gluon
 
 from gluon_resnet import create_model, inference_form, list_models, model_spec
@@ -388,17 +386,6 @@ def test_packed_weights_can_still_be_transformed(dtype):
 
 
 # Networks
-
-
-def python(code, **environment):
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": ".", **environment},
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()
 
 
 BODY = """

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Winograd's matrices, and which convolutions are computed by them."""
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
+from children import python
 
 from gluon_resnet.inference import onednn
 from gluon_resnet.inference.onednn import DType
@@ -219,17 +217,6 @@ def test_without_avx2_layers_are_left_to_onednn(undecided, monkeypatch):
     pytest.importorskip("llvmlite")
     monkeypatch.setattr(onednn, "has", lambda isa: isa == 0)
     assert_left_to_onednn("they need AVX2, and oneDNN uses SSE4.1")
-
-
-def python(code, **environment):
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": ".", **environment},
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()
 
 
 def test_llvmlite_that_cannot_be_loaded_leaves_layers_to_onednn():

@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from typing import Optional
 
@@ -136,7 +136,6 @@ def training_batches(
     key, copy); neither from the rest. Raises InputError for an argument out of range.
     """
     order = permutation(keys, seed=seed, epoch=epoch)
-    fields = asdict(protocol)
 
     def prepare(position: int) -> tuple[int, np.ndarray]:
         key, copy = int(order[position // repeats]), position % repeats
@@ -144,7 +143,7 @@ def training_batches(
         rng = stream(seed, Use.AUGMENTATION, epoch, key, copy)
         for transform in transforms:
             image = transform(image, rng)
-        return label, preprocess(image, **fields)
+        return label, preprocess(image, protocol)
 
     def next_whole(position: int) -> tuple[int, np.ndarray]:
         for other in chain(range(position + 1, len(order)), range(position)):
@@ -198,12 +197,11 @@ def validation_batches(
     without a record that cannot be read where `on_damaged` returns. The rest is as in
     `training_batches`.
     """
-    fields = asdict(protocol)
     prepare_image = ten_crop if crops == 10 else preprocess
 
     def prepare(position: int) -> tuple[int, np.ndarray]:
         label, image = read(keys[position])
-        return label, prepare_image(image, **fields)
+        return label, prepare_image(image, protocol)
 
     def leave_out(batch: Batch, positions: range, damaged: list[int]) -> Batch:
         images, labels = batch
